@@ -1,0 +1,46 @@
+"""What a subnet costs, and for which input: FLOPs, parameters, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+InputShapes = Mapping[str, tuple[int, ...]]
+"""Input name to shape, batch first: ``{"input_ids": (1, 128)}``."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one forward pass of one subnet at stated input shapes."""
+
+    flops: int
+    """As `torch.utils.flop_counter` counts: 2 per multiply-add, unfused (eager) attention."""
+    params: int
+    weight_bytes: int
+    """Parameters in the model's data type."""
+    activation_bytes: int
+    """Largest sum of activations alive at once, in an eager forward pass without gradients."""
+    input_shapes: InputShapes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds: half of the FLOPs."""
+        return self.flops // 2
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and activations together."""
+        return self.weight_bytes + self.activation_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, input shapes included."""
+        return {
+            "flops": self.flops,
+            "macs": self.macs,
+            "params": self.params,
+            "weight_bytes": self.weight_bytes,
+            "activation_bytes": self.activation_bytes,
+            "memory_bytes": self.memory_bytes,
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+        }

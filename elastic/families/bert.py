@@ -1,0 +1,21 @@
+"""BERT (arXiv 1810.04805): post-norm text encoder, residuals added inside the output modules."""
+
+from elastic.families.family import Family, Projection, Skip
+
+BERT = Family(
+    model_type="bert",
+    layers="encoder.layer",
+    head_inputs=(
+        Projection("attention.self.query"),
+        Projection("attention.self.key"),
+        Projection("attention.self.value"),
+    ),
+    head_output="attention.output.dense",
+    ffn_inputs=("intermediate.dense",),
+    ffn_output="output.dense",
+    skip_attention={"attention": Skip.ATTENTION_INPUT},
+    skip_mlp={"intermediate": Skip.INPUT, "output": Skip.RESIDUAL},
+    config_has_head_dim=False,
+    heads_divide_hidden=True,
+    unsupported={"is_decoder": "BERT as a decoder", "add_cross_attention": "cross-attention"},
+)

@@ -1,0 +1,103 @@
+"""What Elastic must know of an architecture: where its layers, projections and norms are, and how a sub-layer is skipped."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from elastic.errors import FamilyError
+from elastic.space import ModelDims
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class Skip(enum.Enum):
+    """What a module returns when its sub-layer is skipped, so that the layer passes its input on."""
+
+    INPUT = "input"
+    """Its input: norms before a sub-layer, and the first half of a sub-layer in two modules."""
+    ZERO = "zero"
+    """Nothing to add: MLPs whose residual is added outside."""
+    RESIDUAL = "residual"
+    """Its second argument: output modules that add the residual themselves."""
+    ATTENTION_ZERO = "attention_zero"
+    """``(nothing to add, no weights)``: attention whose residual is added outside."""
+    ATTENTION_INPUT = "attention_input"
+    """``(its input, no weights)``: attention that adds the residual itself."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer along an elastic axis, by its path inside one layer."""
+
+    path: str
+    shared_by_group: bool = False
+    """Whether one head of it serves a whole group of query heads (keys and values)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture, declared: adding one is writing one of these.
+
+    Paths are relative to one layer; ``layers`` is relative to the base model.
+    """
+
+    model_type: str
+    layers: str
+    head_inputs: tuple[Projection, ...]
+    """Projections whose output rows are heads: query, key, value."""
+    head_output: str
+    """The projection whose input columns are heads."""
+    ffn_inputs: tuple[str, ...]
+    """Projections whose output rows are neurons: up, and gate where there is one."""
+    ffn_output: str
+    """The projection whose input columns are neurons."""
+    skip_attention: Mapping[str, Skip]
+    """The modules of the attention sub-layer, with what each returns when it is skipped."""
+    skip_mlp: Mapping[str, Skip]
+    """The modules of the MLP sub-layer, with what each returns when it is skipped."""
+    config_has_head_dim: bool
+    """Whether a stock configuration can hold fewer heads of the same size."""
+    heads_divide_hidden: bool = False
+    """Whether a stock configuration refuses head counts that do not divide the hidden size."""
+    ffn_field: str = "intermediate_size"
+    heads_field: str = "num_attention_heads"
+    kv_heads_field: str | None = None
+    layers_field: str = "num_hidden_layers"
+    unsupported: Mapping[str, str] | None = None
+    """Configuration flags that must be false, with what they stand for."""
+
+    def dims(self, config: PreTrainedConfig) -> ModelDims:
+        """Return the sizes of a model with this configuration."""
+        heads = getattr(config, self.heads_field)
+        return ModelDims(
+            num_layers=getattr(config, self.layers_field),
+            ffn=getattr(config, self.ffn_field),
+            heads=heads,
+            kv_heads=getattr(config, self.kv_heads_field) if self.kv_heads_field else heads,
+        )
+
+    def head_dim(self, config: PreTrainedConfig) -> int:
+        """Return the size of one head."""
+        explicit = getattr(config, "head_dim", None) if self.config_has_head_dim else None
+        return int(explicit or config.hidden_size // getattr(config, self.heads_field))
+
+    def find_layers(self, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+        """Return the path of the layer list inside the model, and the list.
+
+        Raises:
+            FamilyError: if the model has no such list.
+        """
+        prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+        path = f"{prefix}.{self.layers}".strip(".")
+        try:
+            return path, model.get_submodule(path)  # type: ignore[return-value]
+        except AttributeError:
+            raise FamilyError(
+                f"{type(model).__name__} has no layers at '{path}', as '{self.model_type}' models have; Elastic "
+                "supports the stock classes of transformers."
+            ) from None

@@ -1,0 +1,93 @@
+"""Which subnet a model runs right now: kept on the model, for each thread, and always restored."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from elastic.errors import ElasticError
+from elastic.families import Family
+from elastic.space import ModelDims, ResolvedSpace, SearchSpace, Subnet, check_subnet
+
+
+class ActiveSubnet:
+    """Holds the subnet that one model runs, separately for every thread; the full model by default.
+
+    One instance is shared by all nested modules of one model. A copy of the model gets its own.
+    """
+
+    def __init__(self, full: Subnet) -> None:
+        self._full = full
+        self._local = threading.local()
+
+    @property
+    def current(self) -> Subnet:
+        """The subnet that this thread runs."""
+        return getattr(self._local, "subnet", self._full)
+
+    @contextmanager
+    def use(self, subnet: Subnet) -> Iterator[None]:
+        """Run ``subnet`` in this thread inside the ``with`` block."""
+        previous = self.current
+        self._local.subnet = subnet
+        try:
+            yield
+        finally:
+            self._local.subnet = previous
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
+        copied = memo[id(self)] = ActiveSubnet(self._full)
+        return copied
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What a model carries after `make_elastic`: its family, its space, and the subnet it runs."""
+
+    family: Family
+    space: SearchSpace
+    resolved: ResolvedSpace
+    active: ActiveSubnet
+
+    @property
+    def dims(self) -> ModelDims:
+        """The model's largest sizes."""
+        return self.resolved.dims
+
+
+def get_elastic(model: nn.Module) -> Elastic:
+    """Return what `make_elastic` attached, looking through wrappers such as DistributedDataParallel.
+
+    Raises:
+        ElasticError: if the model is not elastic.
+    """
+    inner = model
+    while not hasattr(inner, "_elastic"):
+        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(wrapped, nn.Module):
+            raise ElasticError(f"this {type(model).__name__} is not elastic; call elastic.make_elastic(model, space).")
+        inner = wrapped
+    return inner._elastic  # type: ignore[return-value]
+
+
+@contextmanager
+def active(model: nn.Module, subnet: Subnet) -> Iterator[None]:
+    """Run ``subnet`` whenever this thread calls ``model`` inside the ``with`` block.
+
+    Blocks nest, and the previous subnet returns even if the body raises. Other models and other
+    threads are not affected. Activation checkpointing recomputes with the subnet of its forward
+    pass, even after the block has ended.
+
+    Raises:
+        SpaceError: if the model cannot run the subnet (too wide, heads that do not divide, ...).
+        ElasticError: if the model is not elastic.
+    """
+    elastic = get_elastic(model)
+    check_subnet(subnet, elastic.dims)
+    with elastic.active.use(subnet):
+        yield
