@@ -1,2 +1,50 @@
 """Train one universal Transformer, and cut from it the sub-model that any budget asks for."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from elastic.checkpoint import load as load
+    from elastic.cost import Budget as Budget
+    from elastic.cost import CostModel as CostModel
+    from elastic.errors import ElasticError as ElasticError
+    from elastic.extraction import extract as extract
+    from elastic.nested import active as active
+    from elastic.nested import make_elastic as make_elastic
+    from elastic.selection import search as search
+    from elastic.space import SearchSpace as SearchSpace
+    from elastic.space import Subnet as Subnet
+    from elastic.training import ElasticTrainer as ElasticTrainer
+
+# Loaded on first use, so that `import elastic` and `elastic --help` do not wait for torch.
+_HOME = {
+    "Budget": "elastic.cost",
+    "CostModel": "elastic.cost",
+    "ElasticError": "elastic.errors",
+    "ElasticTrainer": "elastic.training",
+    "SearchSpace": "elastic.space",
+    "Subnet": "elastic.space",
+    "active": "elastic.nested",
+    "extract": "elastic.extraction",
+    "load": "elastic.checkpoint",
+    "make_elastic": "elastic.nested",
+    "search": "elastic.selection",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'elastic' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

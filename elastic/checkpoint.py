@@ -1,0 +1,228 @@
+"""Checkpoint folders: an ordinary Transformers checkpoint plus ``elastic.json``, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from elastic.errors import CheckpointError, OutputExistsError
+from elastic.extraction import smaller_class
+from elastic.families import get_family
+from elastic.nested import make_elastic
+from elastic.space import ModelDims, SearchSpace, Subnet
+
+FORMAT_VERSION = 1
+RECORD_NAME = "elastic.json"
+
+
+class CheckpointRecord(BaseModel):
+    """``elastic.json``: what a checkpoint is besides its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["universal", "extracted"]
+    family: str
+    elastic_version: str
+    input_shapes: dict[str, list[int]]
+    """For which every cost in this file was computed."""
+    files: dict[str, str] = {}
+    """Weight files with their sha256."""
+
+    space: dict[str, list[int | float]] = {}
+    granularities: dict[str, dict[str, int | float]] = {}
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe: data, metric and training of the universal model."""
+    training: dict[str, Any] = {}
+
+    subnet: dict[str, list[int]] | None = None
+    """Extracted: which subnet of the universal model this is."""
+    universal_dims: dict[str, int] | None = None
+    """Extracted: the sizes of the universal model."""
+    cost: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    test_quality: dict[str, Any] | None = None
+    verification: dict[str, Any] | None = None
+    source: dict[str, str] | None = None
+    """Extracted: name and weight hashes of the universal model."""
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``, which becomes ``path`` if the block succeeds.
+
+    Raises:
+        OutputExistsError: if ``path`` exists.
+    """
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        check_output(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_output(path: Path) -> None:
+    """Check that nothing is at ``path``.
+
+    Raises:
+        OutputExistsError: if something is.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputExistsError(f"{path} exists already, and nothing is overwritten; choose another output or remove it.")
+
+
+def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> None:
+    """Write the model and its record into an existing, empty folder (see `new_folder`)."""
+    model.save_pretrained(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    record = record.model_copy(update={"files": {path.name: sha256(path) for path in weights}})
+    (folder / RECORD_NAME).write_text(record.model_dump_json(indent=2, exclude_defaults=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_record(folder: Path) -> CheckpointRecord:
+    """Read ``elastic.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: if the folder or the file is missing, unreadable, or of a newer version.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; name a checkpoint that `elastic train` wrote.")
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {RECORD_NAME}, so it is not an Elastic checkpoint.")
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, and this Elastic reads up to {FORMAT_VERSION}; update Elastic."
+        )
+    try:
+        return CheckpointRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{path} is not a record of Elastic: {where}: {first['msg']}.") from None
+
+
+def load(folder: str | Path) -> PreTrainedModel:
+    """Load an Elastic checkpoint: a universal model, elastic again, or an extracted one.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated or not the one that was written.
+        FamilyError: if the architecture is not supported.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    _check_files(folder, record)
+    config, layers_differ = _read_config(folder, record)
+    model_class = model_class_of(folder, config)
+    if record.kind == "universal":
+        model = _from_pretrained(model_class, folder, config)
+        return make_elastic(model, SearchSpace.from_dict(record.space))
+    if layers_differ:
+        if record.subnet is None or record.universal_dims is None:
+            raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")
+        dims = ModelDims(**record.universal_dims)
+        model_class = smaller_class(model_class, get_family(config), dims, config, Subnet.from_dict(record.subnet))
+    return _from_pretrained(model_class, folder, config)
+
+
+def _check_files(folder: Path, record: CheckpointRecord) -> None:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json; copy the whole checkpoint again.")
+    if not record.files:
+        raise CheckpointError(f"{folder / RECORD_NAME} lists no weight files; the checkpoint was not written whole.")
+    for name, expected in record.files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / RECORD_NAME} names the file '{name}', which is outside of its folder.")
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {name}, which {RECORD_NAME} lists; copy the whole checkpoint again.")
+        if sha256(path) != expected:
+            raise CheckpointError(
+                f"{path} is not the file that {RECORD_NAME} describes (its sha256 differs): it was truncated or "
+                "replaced; copy the whole checkpoint again."
+            )
+
+
+def _read_config(folder: Path, record: CheckpointRecord) -> tuple[PreTrainedConfig, bool]:
+    """Return the configuration, and whether its layers differ.
+
+    The sizes of single layers are left out of it: some configurations of transformers refuse to be
+    built with them. They follow from the subnet.
+    """
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text())
+        layers_differ = data.pop("per_layer_config", None) is not None
+        config = AutoConfig.for_model(**data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if config.model_type != record.family:
+        raise CheckpointError(
+            f"{path} is of type '{config.model_type}', and {RECORD_NAME} of '{record.family}'; one of them belongs to "
+            "another checkpoint."
+        )
+    return config, layers_differ
+
+
+def model_class_of(folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the stock class that a configuration names.
+
+    Raises:
+        CheckpointError: if it names none, or one that transformers does not have.
+    """
+    names = config.architectures or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        raise CheckpointError(f"{folder / 'config.json'} names no model class of transformers in 'architectures'.")
+    return model_class  # type: ignore[no-any-return]
+
+
+def _from_pretrained(model_class: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        model, loading = model_class.from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {error}") from None
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"]]
+    if wrong:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing or foreign, such as "
+            f"'{sorted(wrong)[0]}'."
+        )
+    return model.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,98 @@
+"""Budgets as people write them, and which subnets meet them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+from elastic.cost.cost import Cost
+from elastic.errors import BudgetError
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1,
+          "kb": 1e3, "mb": 1e6, "gb": 1e9}  # fmt: skip
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*([a-z]*|%)\s*", re.IGNORECASE)
+
+
+def parse_quantity(text: str | int | float, of: int) -> int:
+    """Read ``2G``, ``1.5e9``, ``64MiB`` or ``60%`` (of ``of``) as a whole number, rounded down.
+
+    Raises:
+        BudgetError: if the text is not a positive quantity.
+    """
+    match = _QUANTITY.fullmatch(str(text))
+    unit = match[2].lower() if match else ""
+    if match and (unit == "%" or unit in _UNITS):
+        value = float(match[1]) * (of / 100 if unit == "%" else _UNITS[unit])
+        if math.isfinite(value) and value >= 1:
+            return int(value)
+    raise BudgetError(f"'{text}' is not a budget; write a positive number such as 2G, 500M, 1.5e9, 64MiB or 60%.")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits on the cost of a subnet; all that are given must hold.
+
+    Each is a number, or text such as ``"2G"`` or ``"60%"`` (of the largest subnet).
+    """
+
+    flops: str | int | float | None = None
+    macs: str | int | float | None = None
+    params: str | int | float | None = None
+    memory: str | int | float | None = None
+    """Weights and activations together, in bytes."""
+
+    def limits(self, largest: Cost) -> Limits:
+        """Return the limits as whole numbers; percentages are of ``largest``.
+
+        Raises:
+            BudgetError: if none is given, or one cannot be read.
+        """
+        costs = {"flops": largest.flops, "macs": largest.macs, "params": largest.params, "memory": largest.memory_bytes}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if not given:
+            raise BudgetError("no budget is given; name at least one of flops, macs, params, memory.")
+        return Limits({name: parse_quantity(value, costs[name]) for name, value in given.items()})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget in whole numbers, by what it limits."""
+
+    values: dict[str, int]
+
+    def met_by(self, cost: Cost) -> bool:
+        """Whether ``cost`` is within every limit."""
+        return all(_spent(cost, name) <= limit for name, limit in self.values.items())
+
+    def check_reachable(self, smallest: Cost) -> None:
+        """Check that the smallest subnet meets the budget.
+
+        Raises:
+            BudgetError: if it does not; names what the smallest subnet needs.
+        """
+        for name, limit in self.values.items():
+            if _spent(smallest, name) > limit:
+                raise BudgetError(
+                    f"no subnet has {name} of at most {format_quantity(limit)}; the smallest has "
+                    f"{format_quantity(_spent(smallest, name))} ({_spent(smallest, name)})."
+                )
+
+    def closeness(self, cost: Cost) -> float:
+        """How much of the tightest limit ``cost`` uses: 1 is all of it."""
+        return max(_spent(cost, name) / limit for name, limit in self.values.items())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} <= {format_quantity(limit)}" for name, limit in self.values.items())
+
+
+def _spent(cost: Cost, name: str) -> int:
+    return cost.memory_bytes if name == "memory" else int(getattr(cost, name))
+
+
+def format_quantity(value: float) -> str:
+    """Return a number as people read it: ``1234567`` is ``1.23M``."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,145 @@
+"""Trains a universal model: a `transformers.Trainer` whose every step runs the subnets of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from elastic.errors import ElasticError
+from elastic.nested import active, get_elastic
+from elastic.space import Subnet
+from elastic.training.objectives import Objective, TaskLoss
+from elastic.training.samplers import Sampler
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+@dataclass
+class _Pass:
+    """One of the forward-backward passes of a batch."""
+
+    num_passes: int
+    teacher: torch.Tensor | None = None
+
+
+class ElasticMixin(_Base):
+    """Makes any Trainer train a universal model; put it before the Trainer class.
+
+    Each batch is run once for every subnet that the sampler returns; each pass is a training step
+    of the underlying Trainer (mixed precision, accumulation and backends included), its loss divided
+    by their number. So the step's loss is their mean, and only one graph is alive at a time.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: Sampler,
+        objective: Objective | None = None,
+        granularities: Mapping[str, Subnet] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take what the Trainer takes, and besides:
+
+        Args:
+            sampler: which subnets a step runs.
+            objective: how each is trained; from the labels by default.
+            granularities: subnets that `evaluate` measures besides the largest, under their names.
+
+        Raises:
+            ElasticError: if the model is not elastic, or the process drives several GPUs.
+        """
+        super().__init__(*args, **kwargs)
+        self._elastic = get_elastic(self.model)
+        if self.args.n_gpu > 1:
+            raise ElasticError(
+                f"one process drives {self.args.n_gpu} GPUs, where DataParallel would ignore the active subnet; start "
+                "one process for each GPU with `accelerate launch`."
+            )
+        self.sampler = sampler
+        self.objective = objective or TaskLoss()
+        self.granularities = dict(granularities or {})
+        self._pass: _Pass | None = None
+        self._micro_step = (-1, 0)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the subnets of this step, one forward-backward pass each; return their mean loss."""
+        subnets = self.sampler(*self._next_micro_step())
+        self._pass = _Pass(num_passes=len(subnets))
+        try:
+            losses = []
+            for subnet in subnets:
+                with active(self.model, subnet):
+                    losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
+        finally:
+            self._pass = None
+        return torch.stack(losses).sum()
+
+    def _next_micro_step(self) -> tuple[int, int]:
+        step, micro_step = self._micro_step
+        now = self.state.global_step
+        self._micro_step = (now, micro_step + 1 if now == step else 0)
+        return self._micro_step
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Apply the objective in training; in evaluation, the Trainer's own loss."""
+        if self._pass is None:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        mask = inputs.get("attention_mask")
+        task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+        # The Trainer divides mean losses by the accumulation steps, but not losses that the model
+        # normalised over the whole accumulated batch: distillation is a mean in either case.
+        already_scaled = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
+        steps = self.current_gradient_accumulation_steps if already_scaled else 1
+        loss = self.objective(task_loss * steps, logits, self._pass.teacher, mask) / steps
+        if self._pass.teacher is None:
+            self._pass.teacher = logits.detach()
+        loss = loss / self._pass.num_passes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate the largest subnet as any Trainer does, and every granularity.
+
+        Metrics of a granularity carry its name: ``eval_S_loss``.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics: dict[str, float] = {}
+        largest = self._elastic.resolved.largest
+        for name, subnet in self.granularities.items():
+            if subnet == largest:
+                continue
+            with active(self.model, subnet):
+                measured = self.evaluation_loop(
+                    self.get_eval_dataloader(eval_dataset),
+                    description=f"Evaluation of {name}",
+                    prediction_loss_only=True if self.compute_metrics is None else None,
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=f"{metric_key_prefix}_{name}",
+                ).metrics
+            self.log(measured)
+            metrics.update(measured)
+        with active(self.model, largest):
+            of_largest = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        for name, subnet in self.granularities.items():
+            if subnet == largest:
+                prefix = f"{metric_key_prefix}_"
+                metrics.update({k.replace(prefix, f"{prefix}{name}_", 1): v for k, v in of_largest.items()})
+        return {**metrics, **of_largest}
+
+
+class ElasticTrainer(ElasticMixin, Trainer):
+    """A `transformers.Trainer` for universal models: everything that you know of it applies."""

@@ -1,0 +1,44 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from elastic.nested import make_elastic
+from elastic.space import Subnet
+from tests.tiny import MODELS, SPACE
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "elastic", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("elastic")
+
+
+@pytest.fixture(scope="session")
+def _universal_models():
+    return {name: make_elastic(build(), SPACE) for name, build in MODELS.items()}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def universal(request, _universal_models):
+    """A universal model of each family; a copy, so that a test may do to it what it likes."""
+    return copy.deepcopy(_universal_models[request.param])
+
+
+def subnets(num_layers: int = 3, ffn: int = 64, heads: tuple[int, ...] = (0, 2, 4)) -> st.SearchStrategy[Subnet]:
+    """Any subnet that the tiny models can run: any widths, any sub-layers skipped, one layer kept at least."""
+    layers = st.lists(
+        st.tuples(st.integers(0, ffn), st.sampled_from(heads)), min_size=num_layers, max_size=num_layers
+    ).filter(lambda choices: any(f or h for f, h in choices))
+    return layers.map(lambda choices: Subnet(tuple(f for f, _ in choices), tuple(h for _, h in choices)))

@@ -1,0 +1,80 @@
+"""The analytic cost model equals what torch counts, for every family and any subnet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from elastic.cost import CostModel, peak_activation_bytes
+from elastic.errors import ElasticError
+from elastic.extraction import extract
+from elastic.nested import active
+from elastic.space import Subnet
+from tests.conftest import subnets
+
+
+def shapes(model, tokens=12, batch=1):
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": (batch, 1, 8, 8)}
+    return {"input_ids": (batch, tokens)}
+
+
+def forward(model, input_shapes):
+    inputs = {
+        name: torch.zeros(shape, dtype=torch.float32 if name == "pixel_values" else torch.int64)
+        for name, shape in input_shapes.items()
+    }
+    with torch.no_grad():
+        return model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
+
+
+@given(subnet=subnets(), tokens=st.integers(1, 40), batch=st.integers(1, 3))
+def test_flops_equal_the_flop_counter(universal, subnet, tokens, batch):
+    universal.set_attn_implementation("eager")
+    input_shapes = shapes(universal, tokens, batch)
+    with FlopCounterMode(display=False) as counter, active(universal, subnet):
+        forward(universal, input_shapes)
+    assert CostModel.of(universal, input_shapes).cost(subnet).flops == counter.get_total_flops()
+
+
+@given(subnet=subnets())
+def test_flops_and_parameters_equal_those_of_the_extracted_model(universal, subnet):
+    small = extract(universal, subnet)
+    small.set_attn_implementation("eager")
+    cost = CostModel.of(universal, shapes(universal)).cost(subnet)
+    with FlopCounterMode(display=False) as counter:
+        forward(small, shapes(universal))
+    assert cost.flops == counter.get_total_flops()
+    assert cost.params == sum(p.numel() for p in small.parameters())
+    assert cost.weight_bytes == sum(p.numel() * p.element_size() for p in small.parameters())
+    assert cost.macs * 2 == cost.flops
+
+
+@given(subnet=subnets())
+def test_activation_memory_equals_a_traced_forward(universal, subnet):
+    universal.set_attn_implementation("eager")
+    input_shapes = shapes(universal)
+    with active(universal, subnet):
+        traced = peak_activation_bytes(lambda: forward(universal, input_shapes), universal)
+    assert CostModel.of(universal, input_shapes).cost(subnet).activation_bytes == traced
+
+
+def test_no_weights_are_materialised(universal):
+    model = CostModel.of(universal, shapes(universal))
+    assert {p.device.type for p in model._model.parameters()} == {"meta"}
+
+
+def test_bfloat16_halves_the_weights(universal):
+    full = Subnet(ffn=(64,) * 3, heads=(4,) * 3)
+    single = CostModel.of(universal, shapes(universal)).cost(full).weight_bytes
+    universal.to(torch.bfloat16)
+    universal.config.dtype = torch.bfloat16
+    assert CostModel.of(universal, shapes(universal)).cost(full).weight_bytes * 2 == single
+
+
+def test_an_impossible_input_shape_is_one_sentence(_universal_models):
+    with pytest.raises(ElasticError, match="does not take the input shape pixel_values 1x1x9x9"):
+        CostModel.of(_universal_models["vit"], {"pixel_values": (1, 1, 9, 9)})

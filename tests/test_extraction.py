@@ -1,0 +1,145 @@
+"""A subnet that is cut out computes what it computed inside the universal model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from transformers import AutoModelForImageClassification
+
+from elastic.errors import CheckError, SpaceError
+from elastic.extraction import extract, is_portable, largest_difference, sample_inputs, verify_extraction
+from elastic.nested import active, get_elastic
+from elastic.space import Subnet
+from tests.conftest import subnets
+
+
+@given(subnet=subnets())
+def test_extracted_equals_active_subnet(universal, subnet):
+    small = extract(universal, subnet)
+    inputs = sample_inputs(universal.config, batch=3)
+    assert verify_extraction(universal, subnet, small, inputs) <= 1e-5
+
+
+@given(subnet=subnets())
+def test_extracted_model_has_no_dead_weights(universal, subnet):
+    small = extract(universal, subnet)
+    used = {name for name, p in small.named_parameters() if p.numel()}
+    assert used == {name for name, _ in small.named_parameters()}
+    largest = extract(universal, get_elastic(universal).resolved.largest)
+    if subnet != get_elastic(universal).resolved.largest:
+        assert small.num_parameters() < largest.num_parameters()
+
+
+def test_uniform_subnets_are_stock_models(universal):
+    elastic = get_elastic(universal)
+    for subnet in elastic.resolved.uniform_subnets():
+        if is_portable(elastic.family, universal.config, subnet):
+            small = extract(universal, subnet)
+            rebuilt = type(universal)(small.config)
+            assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
+                n: p.shape for n, p in small.named_parameters()
+            }
+
+
+def test_stock_loading_in_a_process_without_elastic(universal, tmp_path):
+    elastic = get_elastic(universal)
+    subnet = elastic.resolved.uniform(ffn=16, layers=2)
+    small = extract(universal, subnet)
+    small.save_pretrained(tmp_path / "small")
+    inputs = sample_inputs(universal.config, batch=2)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    script = f"""
+import sys
+sys.modules["elastic"] = None
+import torch, transformers
+config = transformers.AutoConfig.from_pretrained({str(tmp_path / "small")!r})
+auto = getattr(transformers, config.architectures[0])
+model = auto.from_pretrained({str(tmp_path / "small")!r}).eval()
+with torch.no_grad():
+    torch.save(model(**torch.load({str(tmp_path / "inputs.pt")!r}))[0], {str(tmp_path / "out.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    with active(universal, subnet), torch.no_grad():
+        expected = universal(**inputs)[0]
+    assert largest_difference(expected, torch.load(tmp_path / "out.pt")) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "subnet",
+    [
+        Subnet(ffn=(64, 0, 64), heads=(4, 4, 4)),
+        Subnet(ffn=(64, 64, 64), heads=(4, 0, 4)),
+        Subnet(ffn=(16, 64, 64), heads=(4, 4, 4)),
+        Subnet(ffn=(64, 64, 64), heads=(2, 4, 4)),
+    ],
+)
+def test_stock_loading_refuses_layers_that_differ(universal, subnet, tmp_path):
+    extract(universal, subnet).save_pretrained(tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["per_layer_config"]
+    with pytest.raises(Exception, match=r"[Pp]er.?layer|ambiguous"):
+        type(universal).from_pretrained(tmp_path / "small")
+
+
+def test_generate_with_cache_equals_without(universal):
+    if not universal.can_generate():
+        pytest.skip("encoders do not generate")
+    prompt = torch.randint(1, 60, (2, 5), generator=torch.Generator().manual_seed(0))
+    arguments = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 8, "do_sample": False}
+    for subnet in [
+        Subnet(ffn=(0, 64, 16), heads=(0, 4, 2)),
+        Subnet(ffn=(64, 64, 16), heads=(0, 4, 2)),
+        Subnet(ffn=(64, 0, 16), heads=(4, 4, 0)),
+        Subnet(ffn=(16, 16, 0), heads=(2, 2, 0)),
+    ]:
+        small = extract(universal, subnet)
+        cached = small.generate(prompt, use_cache=True, **arguments)
+        assert torch.equal(cached, small.generate(prompt, use_cache=False, **arguments))
+        with active(universal, subnet):
+            assert torch.equal(cached, universal.generate(prompt, use_cache=True, **arguments))
+
+
+def test_layers_are_renumbered(universal):
+    small = extract(universal, Subnet(ffn=(64, 0, 64), heads=(4, 0, 4)))
+    indices = [module.layer_idx for module in small.modules() if getattr(module, "layer_idx", None) is not None]
+    assert indices in ([], [0, 1])
+    assert small.config.num_hidden_layers == 2
+
+
+def test_layer_types_are_cut(universal):
+    universal.config.layer_types = ["full_attention", "full_attention", "full_attention"]
+    assert extract(universal, Subnet(ffn=(64, 0, 64), heads=(4, 0, 4))).config.layer_types == ["full_attention"] * 2
+
+
+def test_extraction_keeps_dtype_and_shares_no_memory(universal):
+    universal.to(torch.bfloat16)
+    small = extract(universal, get_elastic(universal).resolved.largest)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    pointers = {p.data_ptr() for p in universal.parameters()}
+    assert not pointers & {p.data_ptr() for p in small.parameters()}
+
+
+def test_verification_notices_a_wrong_weight(universal):
+    subnet = get_elastic(universal).resolved.largest
+    small = extract(universal, subnet)
+    with torch.no_grad():
+        list(small.parameters())[-1].add_(0.1)
+    with pytest.raises(CheckError, match="differs from the universal one by"):
+        verify_extraction(universal, subnet, small, sample_inputs(universal.config, batch=2))
+
+
+def test_width_above_the_maximum_is_refused(universal):
+    with pytest.raises(SpaceError, match="ffn=65 of layer 1 is above the maximum of this model, which is 64"):
+        extract(universal, Subnet(ffn=(64, 65, 64), heads=(4, 4, 4)))
+
+
+def test_auto_class_loads_a_uniform_vit(_universal_models, tmp_path):
+    model = _universal_models["vit"]
+    extract(model, get_elastic(model).resolved.uniform(ffn=32, heads=2)).save_pretrained(tmp_path / "vit")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "vit")
+    assert loaded.config.head_dim == 8
+    assert loaded.config.num_attention_heads == 2
