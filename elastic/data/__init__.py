@@ -1,0 +1,41 @@
+"""The data that recipes name: one file a source."""
+
+from __future__ import annotations
+
+from elastic.data.task import Metric, Task, measure
+from elastic.errors import RecipeError
+from elastic.recipe import DigitsData, ImageData, Recipe, StdlibData, TextData
+
+__all__ = ["Metric", "Task", "load_task", "measure"]
+
+_TASK_OF_SOURCE = {
+    "digits": "image-classification",
+    "images": "image-classification",
+    "stdlib": "causal-lm",
+    "text": "causal-lm",
+}
+
+
+def load_task(recipe: Recipe) -> Task:
+    """Load the data of a recipe.
+
+    Raises:
+        RecipeError: if the data is missing, empty, or not of the recipe's task.
+    """
+    section = recipe.data
+    if _TASK_OF_SOURCE[section.source] != recipe.task:
+        raise RecipeError(
+            f"data.source '{section.source}' is for the task {_TASK_OF_SOURCE[section.source]}, not {recipe.task}."
+        )
+    # Imported here: each source has its own library, and most runs need one of them.
+    if isinstance(section, DigitsData):
+        from elastic.data.digits import digits_task
+
+        return digits_task(section)
+    if isinstance(section, ImageData):
+        from elastic.data.images import images_task
+
+        return images_task(section)
+    from elastic.data.text import stdlib_task, text_task
+
+    return stdlib_task(section) if isinstance(section, StdlibData) else text_task(section)
