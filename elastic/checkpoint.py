@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from elastic.errors import CheckpointError, OutputExistsError
+from elastic.errors import CheckpointError
 from elastic.extraction import smaller_class
 from elastic.families import get_family
+from elastic.folder import sha256
 from elastic.nested import make_elastic
 from elastic.space import ModelDims, SearchSpace, Subnet
 
@@ -58,55 +54,12 @@ class CheckpointRecord(BaseModel):
     """Extracted: name and weight hashes of the universal model."""
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``, which becomes ``path`` if the block succeeds.
-
-    Raises:
-        OutputExistsError: if ``path`` exists.
-    """
-    check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        check_output(path)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def check_output(path: Path) -> None:
-    """Check that nothing is at ``path``.
-
-    Raises:
-        OutputExistsError: if something is.
-    """
-    if path.exists() or path.is_symlink():
-        raise OutputExistsError(f"{path} exists already, and nothing is overwritten; choose another output or remove it.")
-
-
 def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> None:
-    """Write the model and its record into an existing, empty folder (see `new_folder`)."""
+    """Write the model and its record into an existing, empty folder (see `elastic.folder.new_folder`)."""
     model.save_pretrained(folder)
     weights = sorted(folder.glob("*.safetensors"))
     record = record.model_copy(update={"files": {path.name: sha256(path) for path in weights}})
     (folder / RECORD_NAME).write_text(record.model_dump_json(indent=2, exclude_defaults=False) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def read_record(folder: Path) -> CheckpointRecord:

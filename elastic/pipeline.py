@@ -26,12 +26,13 @@ from transformers import (
 )
 
 import elastic
-from elastic.checkpoint import CheckpointRecord, check_output, load, new_folder, read_record, save_checkpoint
+from elastic.checkpoint import CheckpointRecord, load, read_record, save_checkpoint
 from elastic.cost import CostModel, InputShapes
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
 from elastic.families import FAMILIES
+from elastic.folder import check_output, new_folder
 from elastic.nested import Elastic, active, get_elastic, make_elastic
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, Quality

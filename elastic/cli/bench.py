@@ -1,0 +1,34 @@
+"""`elastic bench`: how fast a bundle runs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elastic.cli.options import Json
+from elastic.cli.output import print_report, reported
+from elastic.cli.verify import Bundle
+
+
+@reported
+def bench(
+    bundle: Bundle,
+    against: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Another bundle, measured in turns with this one.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples of one call.")] = 1,
+    sequence: Annotated[int | None, typer.Option(min=1, help="Tokens of one example, for texts.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Measure the latency of a bundle on this machine, alone or in turns with another."""
+    from elastic.export import bench_bundle, compare_latency
+
+    if against is None:
+        report = bench_bundle(bundle, batch=batch, sequence=sequence, threads=threads, rounds=rounds)
+    else:
+        report = compare_latency([bundle, against], batch=batch, sequence=sequence, threads=threads, rounds=rounds)
+    print_report(report, as_json)

@@ -1,0 +1,82 @@
+"""`elastic extract`: search, cut, verify."""
+
+from __future__ import annotations
+
+from elastic.cli.options import (
+    Candidates,
+    Flops,
+    Folder,
+    InputShape,
+    Json,
+    Macs,
+    Memory,
+    Output,
+    Params,
+    SubnetOption,
+    Uniform,
+    read_budget,
+    read_input_shape,
+    read_subnet_option,
+)
+from elastic.cli.output import note, print_json, progress, reported
+from elastic.cli.points import print_points
+from elastic.errors import BudgetError
+
+
+@reported
+def extract(
+    folder: Folder,
+    output: Output,
+    flops: Flops = None,
+    macs: Macs = None,
+    params: Params = None,
+    memory: Memory = None,
+    subnet: SubnetOption = None,
+    uniform: Uniform = False,
+    candidates: Candidates = 48,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
+    if subnet and (flops or macs or params or memory):
+        raise BudgetError("give either --subnet or a budget, not both.")
+    budget = None if subnet else read_budget(flops, macs, params, memory)
+    chosen = read_subnet_option(subnet) if subnet else None
+    from elastic.checkpoint import read_record
+    from elastic.folder import check_output
+    from elastic.pipeline import Universal, extract_checkpoint, is_stock
+    from elastic.selection import Measured, search
+
+    check_output(output)
+    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    if chosen:
+        kind = "uniform" if chosen.is_uniform else "mix"
+        best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)
+    elif budget:
+        with progress("Measuring candidates") as on_progress:
+            best = search(
+                universal.model,
+                budget,
+                universal.measure,
+                input_shapes=universal.input_shapes,
+                uniform_only=uniform,
+                num_candidates=candidates,
+                on_progress=on_progress,
+            ).best
+    record = extract_checkpoint(universal, best, output)
+    stock = is_stock(universal, best.subnet)
+    if as_json:
+        result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
+        print_json({"output": str(output), "stock": stock, **result})
+        return
+    print_points([best], title=f"Extracted to {output}")
+    if record.test_quality:
+        test = record.test_quality
+        note(f"On test data, used only for this: {test['metric']} {test['value']:.4g} ({test['num_examples']}).")
+    if record.verification:
+        note(f"Verified against the universal model: largest difference {record.verification['max_abs_diff']:.1e}.")
+    if stock:
+        note(f"Any transformers loads it: AutoModel*.from_pretrained('{output}').")
+    else:
+        note(f"Its layers differ: load it with elastic.load('{output}'), or extract with --uniform for stock loading.")
+    note(f"Next: elastic export {output} --to onnx -o bundle")

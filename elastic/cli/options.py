@@ -1,0 +1,77 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elastic.errors import BudgetError, SpaceError
+
+if TYPE_CHECKING:
+    from elastic.cost import Budget
+    from elastic.space import Subnet
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Universal model: a folder that `elastic train` wrote.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder to write; it must not exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Flops = Annotated[str | None, typer.Option(help="At most so many FLOPs: 2G, 500M, 1.5e9, or 60% of the largest.")]
+Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds (half of the FLOPs).")]
+Params = Annotated[str | None, typer.Option(help="At most so many parameters: 10M, 60%.")]
+Memory = Annotated[str | None, typer.Option(help="At most so much memory for weights and activations: 64MiB, 60%.")]
+InputShape = Annotated[
+    str | None,
+    typer.Option(metavar="SHAPE", help="Input for which costs are computed: 1x128, or 1x3x32x32. Default: as trained."),
+]
+SubnetOption = Annotated[
+    str | None, typer.Option("--subnet", metavar="JSON", help="A subnet: a JSON file, or the JSON itself.")
+]
+Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
+Candidates = Annotated[int, typer.Option(min=1, help="How many subnets are measured at most.")]
+
+
+def read_budget(flops: str | None, macs: str | None, params: str | None, memory: str | None) -> Budget:
+    """Return the budget of the options.
+
+    Raises:
+        BudgetError: if none is given.
+    """
+    from elastic.cost import Budget
+
+    if not (flops or macs or params or memory):
+        raise BudgetError("no budget is given; add --flops 2G, or --macs, --params or --memory.")
+    return Budget(flops=flops, macs=macs, params=params, memory=memory)
+
+
+def read_subnet_option(text: str) -> Subnet:
+    """Read a subnet from a JSON file or from JSON text.
+
+    Raises:
+        SpaceError: if it is neither.
+    """
+    from elastic.space import read_subnet
+
+    if text.lstrip().startswith("{"):
+        return read_subnet(text)
+    path = Path(text)
+    if not path.is_file():
+        raise SpaceError(f"there is no subnet file {text}.")
+    return read_subnet(path.read_text())
+
+
+def read_input_shape(text: str | None, recorded: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]] | None:
+    """Read ``1x128`` as the shape of the model's one input.
+
+    Raises:
+        BudgetError: if it is no shape, or has another number of dimensions.
+    """
+    if text is None:
+        return None
+    name, expected = next(iter(recorded.items()))
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) for part in parts) or len(parts) != len(expected):
+        shape = "x".join(map(str, expected))
+        raise BudgetError(f"'{text}' is not an input shape of this model; write {len(expected)} numbers such as {shape}.")
+    return {name: tuple(map(int, parts))}

@@ -1,0 +1,108 @@
+"""What commands print: tables on a terminal, plain text in a pipe, JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+
+from elastic.errors import ElasticError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def reported(command: Command) -> Command:
+    """End a command with one sentence and its exit code where Elastic raises an error on purpose."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _quiet_libraries()
+        try:
+            return command(*args, **kwargs)
+        except ElasticError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(130) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries' advice about hardware and optional packages out of our output."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Checkpoints load in well under a second, with one progress bar each; training has bars of its own.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def print_json(data: Any) -> None:
+    """Print JSON on standard output."""
+    typer.echo(json.dumps(data, indent=2))
+
+
+def print_report(report: Any, as_json: bool) -> None:
+    """Print what the runtime of a bundle reports."""
+    from elastic.export.runtime.__main__ import describe
+
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        typer.echo(describe(report))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+    """Print rows under the columns of the first: a table on a terminal, aligned plain text in a pipe."""
+    columns = list(rows[0]) if rows else []
+    cells = [[str(row[column]) for column in columns] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(title) or None, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right" if _is_numeric(rows, column) else "left")
+        for row in cells:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+        return
+    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    if title:
+        typer.echo(title)
+    for row in [columns, *cells]:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    return all(str(row[column])[:1].isdigit() for row in rows)
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on standard error."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function ``(done, total)`` that draws a progress bar on a terminal, and is silent elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(),
+                  console=Console(stderr=True), transient=True) as bar:  # fmt: skip
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,44 @@
+"""`elastic pareto`: quality against cost, as a page, a picture and a table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from elastic.cli.options import Folder, InputShape, Json, Output, read_input_shape
+from elastic.cli.output import note, print_json, progress, reported
+from elastic.cli.points import print_points
+
+
+@reported
+def pareto(
+    folder: Folder,
+    output: Output,
+    candidates: Annotated[int, typer.Option(min=1, help="Subnets measured beside the granularities.")] = 60,
+    cost: Annotated[str, typer.Option(help="flops, macs, params or memory_bytes.")] = "flops",
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Measure granularities, uniform subnets and mixes; write pareto.csv, pareto.png and index.html."""
+    from elastic.checkpoint import read_record
+    from elastic.folder import check_output, new_folder
+    from elastic.pipeline import Universal
+    from elastic.selection.pareto import pareto_front
+    from elastic.selection.report import write_report
+    from elastic.selection.search import landscape, measure_all
+
+    check_output(output)
+    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    found = landscape(universal.elastic.resolved, universal.cost_model, universal.granularities, candidates)
+    pareto_front([], cost)
+    with progress("Measuring") as on_progress:
+        points = measure_all(found, universal.measure, on_progress)
+    with new_folder(output) as target:
+        write_report(points, target, model_name=universal.recipe.name, model_dir=str(folder), cost=cost)
+    front = pareto_front(points, cost)
+    if as_json:
+        print_json({"output": str(output), "front": [p.to_dict() for p in front], "measured": len(points)})
+        return
+    print_points(front, title=f"Pareto front of {len(points)} measured subnets")
+    note(f"Open {output / 'index.html'} in a browser; pareto.png and pareto.csv lie beside it.")

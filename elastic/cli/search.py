@@ -1,0 +1,54 @@
+"""`elastic search`: the best subnets within a budget."""
+
+from __future__ import annotations
+
+from elastic.cli.options import (
+    Candidates,
+    Flops,
+    Folder,
+    InputShape,
+    Json,
+    Macs,
+    Memory,
+    Params,
+    Uniform,
+    read_budget,
+    read_input_shape,
+)
+from elastic.cli.output import print_json, progress, reported
+from elastic.cli.points import print_points
+
+
+@reported
+def search(
+    folder: Folder,
+    flops: Flops = None,
+    macs: Macs = None,
+    params: Params = None,
+    memory: Memory = None,
+    uniform: Uniform = False,
+    candidates: Candidates = 48,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
+    budget = read_budget(flops, macs, params, memory)
+    from elastic.checkpoint import read_record
+    from elastic.pipeline import Universal
+    from elastic.selection import search as run
+
+    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    with progress("Measuring") as on_progress:
+        result = run(
+            universal.model,
+            budget,
+            universal.measure,
+            input_shapes=universal.input_shapes,
+            uniform_only=uniform,
+            num_candidates=candidates,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json({"best": result.best.to_dict(), "measured": [point.to_dict() for point in result.measured]})
+    else:
+        print_points(result.measured[:5], title=f"Best of {len(result.measured)} subnets with {result.limits}")

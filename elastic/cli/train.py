@@ -1,0 +1,44 @@
+"""`elastic train`: a recipe becomes a universal model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elastic.cli.options import Json, Output
+from elastic.cli.output import note, print_json, print_table, reported
+
+
+@reported
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe: a YAML file.")],
+    output: Output,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run beside OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the universal model of a recipe."""
+    from elastic.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    from elastic.cli.training_log import TrainingLog
+    from elastic.pipeline import train as run
+
+    if not sys.stderr.isatty():
+        settings = load_recipe(recipe, [*(overrides or []), "training.arguments.disable_tqdm=true"])
+    metrics = run(settings, output, resume=resume, callbacks=[TrainingLog()])
+    if as_json:
+        print_json({"output": str(output), "metrics": metrics})
+        return
+    rows = [
+        {"metric on validation data": name.removeprefix("eval_"), "value": f"{value:.4g}"}
+        for name, value in metrics.items()
+        if name.endswith(("loss", "accuracy"))
+    ]
+    print_table(rows, title=f"Universal model in {output}")
+    note(f"Next: elastic info {output}; elastic extract {output} --flops 50% -o small")

@@ -1,0 +1,193 @@
+"""Traces a model into an ONNX graph of standard operators."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import onnx
+import torch
+from onnxscript import ir
+from torch import nn
+from transformers import PreTrainedModel
+
+from elastic.errors import CheckError, CheckpointError
+
+from .inputs import ModelInputs, forward_outputs
+from .runtime.manifest import TensorSpec
+
+OPSET = 18
+IR_VERSION = 10
+"""What ONNX Runtime 1.23, the last one for the Python of JetPack 6, still reads."""
+
+SINGLE_FILE_LIMIT = 1_500_000_000
+"""Bytes of weights that go inside the graph's file; protobuf ends at 2 GB."""
+
+GRAPH_NAME = "model.onnx"
+WEIGHTS_NAME = f"{GRAPH_NAME}.data"
+
+
+class _Positional(nn.Module):
+    """The model with tensors in and tensors out: what the tracer understands."""
+
+    def __init__(self, model: PreTrainedModel, inputs: ModelInputs) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        names = [spec.name for spec in self.inputs.specs]
+        return tuple(forward_outputs(self.model, self.inputs, dict(zip(names, tensors, strict=True))).values())
+
+
+def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
+    """Trace a model that is in evaluation mode into a clean graph.
+
+    Raises:
+        CheckpointError: if the tracer cannot follow the model.
+        CheckError: if the graph is not what was asked for.
+    """
+    # Two padded rows: a mask of ones would vanish from the graph, and a batch of 1 would become a constant.
+    sample = inputs.sample({"batch": 2, "sequence": 6}, seed=0)
+    tensors = tuple(torch.from_numpy(array).to(model.device) for array in sample.values())
+    free = {name: torch.export.Dim(name) for spec in inputs.specs for name in spec.shape if isinstance(name, str)}
+    dynamic = tuple({i: free[n] for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
+    with _eager_attention(model), _quiet():
+        try:
+            program = torch.onnx.export(
+                _Positional(model, inputs).eval(),
+                tensors,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in inputs.specs],
+                output_names=list(output_names),
+                dynamic_shapes=(dynamic,),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise CheckpointError(f"{type(model).__name__} cannot be traced into an ONNX graph: {reason}") from error
+    assert program is not None
+    graph = program.model
+    _clean(graph)
+    check_graph(graph, inputs, output_names)
+    return graph
+
+
+def write_graph(graph: ir.Model, folder: Path) -> Path:
+    """Write the graph with its weights inside, or beside it in one file if they are too large.
+
+    Raises:
+        CheckError: if the ONNX checker refuses the graph.
+    """
+    path = folder / GRAPH_NAME
+    weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    ir.save(graph, path, external_data=WEIGHTS_NAME if weights >= SINGLE_FILE_LIMIT else None)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from None
+    return path
+
+
+def output_specs(graph: ir.Model) -> tuple[TensorSpec, ...]:
+    """Return names, types and shapes of the graph's outputs."""
+    specs = []
+    for value in graph.graph.outputs:
+        assert value.name and value.dtype is not None and value.shape is not None
+        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+        specs.append(TensorSpec(value.name, value.dtype.numpy().name, shape))
+    return tuple(specs)
+
+
+def check_graph(graph: ir.Model, inputs: ModelInputs, output_names: Sequence[str]) -> None:
+    """Check that a graph has standard operators, and the inputs and outputs that were asked for.
+
+    Raises:
+        CheckError: naming the first thing that is not so.
+    """
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.all_nodes() if node.domain})
+    if foreign or graph.functions:
+        names = foreign or [str(identifier) for identifier in graph.functions]
+        raise CheckError(f"the exported graph uses {', '.join(names)}, which is not a standard ONNX operator.")
+    if graph.opset_imports != {"": OPSET}:
+        raise CheckError(f"the exported graph has the operator sets {graph.opset_imports}, not {OPSET}.")
+    found = [value.name for value in graph.graph.outputs]
+    if found != list(output_names):
+        raise CheckError(f"the exported graph returns {found}, and the model returns {list(output_names)}.")
+    for value, spec in zip(graph.graph.inputs, inputs.specs, strict=True):
+        assert value.shape is not None
+        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        if (value.name, shape) != (spec.name, spec.shape):
+            raise CheckError(
+                f"the exported graph takes '{value.name}' of shape {shape}, where '{spec.name}' of shape {spec.shape} "
+                "was asked for."
+            )
+    free = {name for spec in inputs.specs for name in spec.shape if isinstance(name, str)}
+    for spec in output_specs(graph):
+        if unknown := [dim for dim in spec.shape if isinstance(dim, str) and dim not in free]:
+            raise CheckError(
+                f"output '{spec.name}' of the exported graph has the size '{unknown[0]}', which no input has."
+            )
+
+
+def _clean(model: ir.Model) -> None:
+    """Take out what the tracer noted for itself, and name weights as the model does.
+
+    Stack traces would make up most of the file of a graph.
+    """
+    model.ir_version = IR_VERSION
+    model.doc_string = None
+    model.metadata_props.clear()
+    graph = model.graph
+    used = {node.domain for node in graph.all_nodes()}
+    for domain in [domain for domain in model.opset_imports if domain and domain not in used]:
+        del model.opset_imports[domain]
+    graph.doc_string = None
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.type, value.shape = None, None
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.doc_string = None
+        value.metadata_props.clear()
+    for value in list(graph.initializers.values()):
+        assert value.name is not None
+        value.type, value.shape = None, None
+        value.name = value.name.removeprefix("model.")
+        if value.const_value is not None:
+            value.const_value.name = value.name
+
+
+@contextmanager
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention as plain MatMul and Softmax: the other implementations add guards against rows without any token."""
+    previous = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's notes to itself: what it logs, warns of, and prints when it fails."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,144 @@
+"""What goes into an exported graph and what comes out, by the kind of model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from elastic.errors import CheckpointError
+
+from .runtime.manifest import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+OUTPUT_NAMES = ("logits", "last_hidden_state", "pooler_output")
+"""The outputs that a graph may have. A model with logits returns these alone."""
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """``pixel_values`` of one size; the batch is free."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of the graph."""
+        return (TensorSpec("pixel_values", "float32", ("batch", self.channels, self.height, self.width)),)
+
+    @property
+    def max_sizes(self) -> dict[str, int]:
+        """Upper limits of the free dimensions."""
+        return {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the model's forward pass."""
+        return {}
+
+    def parity_sizes(self) -> list[dict[str, int]]:
+        """Return the sizes at which graph and model are compared."""
+        return [{"batch": batch} for batch in (1, 3, 4)]
+
+    def sample(self, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+        """Draw inputs of these sizes."""
+        shape = (sizes["batch"], self.channels, self.height, self.width)
+        return {"pixel_values": np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """``input_ids`` and ``attention_mask``; batch and sequence are free. Token types are not given: zeros."""
+
+    vocab_size: int
+    pad_id: int
+    max_length: int | None
+    has_cache: bool
+    """Whether the model would fill a key-value cache if it was not told otherwise."""
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of the graph."""
+        return tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+
+    @property
+    def max_sizes(self) -> dict[str, int]:
+        """Upper limits of the free dimensions."""
+        return {} if self.max_length is None else {"sequence": self.max_length}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the model's forward pass."""
+        return {"use_cache": False} if self.has_cache else {}
+
+    def parity_sizes(self) -> list[dict[str, int]]:
+        """Return the sizes at which graph and model are compared."""
+        limit = self.max_length or 128
+        wanted = ((1, 7), (3, 33), (4, 128))
+        return [{"batch": batch, "sequence": min(length, limit)} for batch, length in wanted]
+
+    def sample(self, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+        """Draw inputs of these sizes; every row but the first is padded, each to another length."""
+        batch, sequence = sizes["batch"], sizes["sequence"]
+        ids = np.random.default_rng(seed).integers(0, self.vocab_size, (batch, sequence), dtype=np.int64)
+        lengths = sequence - np.arange(batch) * sequence // (batch + 1)
+        mask = (np.arange(sequence) < lengths[:, None]).astype(np.int64)
+        return {"input_ids": np.where(mask == 1, ids, self.pad_id), "attention_mask": mask}
+
+
+ModelInputs = ImageInputs | TextInputs
+
+
+def describe_inputs(model: PreTrainedModel) -> ModelInputs:
+    """Return the inputs that a model is exported with.
+
+    Raises:
+        CheckpointError: if the model takes neither an image nor a text, or has both an encoder and a decoder.
+    """
+    config, main_input = model.config, model.main_input_name
+    if main_input == "pixel_values" and hasattr(config, "image_size") and hasattr(config, "num_channels"):
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return ImageInputs(channels=config.num_channels, height=height, width=width)
+    if main_input == "input_ids" and hasattr(config, "vocab_size") and not config.is_encoder_decoder:
+        parameters = inspect.signature(model.forward).parameters
+        return TextInputs(
+            vocab_size=config.vocab_size,
+            pad_id=getattr(config, "pad_token_id", None) or 0,
+            max_length=getattr(config, "max_position_embeddings", None),
+            has_cache="use_cache" in parameters and getattr(config, "use_cache", False),
+        )
+    takes = f"'{main_input}'" + (" for an encoder and a decoder" if config.is_encoder_decoder else "")
+    raise CheckpointError(
+        f"{type(model).__name__} cannot be exported: graphs take one image ('pixel_values') or one text ('input_ids'), "
+        f"and this model of type '{config.model_type}' takes {takes}."
+    )
+
+
+def forward_outputs(
+    model: PreTrainedModel, inputs: ModelInputs, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Run the model without gradients and return the outputs that a graph has.
+
+    Raises:
+        CheckpointError: if the model returns none of them.
+    """
+    with torch.no_grad():
+        returned = model(**tensors, **inputs.options, return_dict=True)
+    found = {name: returned[name] for name in OUTPUT_NAMES if returned.get(name) is not None}
+    if "logits" in found:
+        found = {"logits": found["logits"]}
+    if not found:
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be exported: it returns {', '.join(returned)}, and graphs return "
+            f"{' or '.join(OUTPUT_NAMES[:2])}."
+        )
+    return found

@@ -1,0 +1,165 @@
+"""Exports a model as an ONNX bundle that is proven equal to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from elastic.folder import new_folder
+from elastic.errors import CheckpointError
+
+
+from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
+from .inputs import describe_inputs
+from .manifest import tool_versions, write_manifest
+from .parity import check_parity, reference_samples, samples_to_keep
+from .runtime.manifest import MANIFEST_NAME, Manifest, Parity
+from .runtime.samples import write_samples
+
+PRECISION = "fp32"
+SAMPLES_NAME = "samples.npz"
+RUNTIME_NAME = "runtime"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where a bundle is, and how far its graph is from the model."""
+
+    bundle_dir: Path
+    bytes: int
+    """Size of all files of the bundle except the manifest."""
+    max_abs_diff: float
+    """The largest difference to PyTorch that was seen."""
+    tolerance: float
+    manifest: Manifest
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    bundle_dir: Path,
+    *,
+    subnet: dict[str, Any] | None = None,
+    cost: dict[str, Any] | None = None,
+    quality: dict[str, Any] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    extra_files: Sequence[Path] = (),
+) -> ExportReport:
+    """Export a model as a bundle: a graph of standard operators, a manifest, parity samples, and the runtime.
+
+    Batch (and for texts sequence) stay free, all other sizes are constants. The graph has been run on
+    ONNX Runtime and agrees with PyTorch at several sizes; otherwise nothing is written. The model
+    comes back in the mode, and with the attention implementation, that it had.
+
+    Decoders return the logits of the whole text and use no key-value cache: good for scoring, slow
+    for generating, where each new token runs the whole text again.
+
+    Args:
+        model: a model with float32 weights: stock, or extracted from a universal model.
+        bundle_dir: a folder that is not there yet.
+        subnet: the choice that the model was extracted with, for the manifest.
+        cost: what was predicted or measured of its cost, for the manifest.
+        quality: what was measured of its quality, for the manifest.
+        preprocess: how inputs are prepared, for the manifest.
+        extra_files: files to carry along, such as a tokenizer.
+
+    Raises:
+        CheckpointError: if the model is universal, is of a kind that has no graph, or an extra file is missing.
+        OutputExistsError: if ``bundle_dir`` is there already.
+        CheckError: if the graph does not compute what the model computes (says by how much).
+    """
+    _check_model(model)
+    _check_extra_files(extra_files)
+    inputs = describe_inputs(model)
+    with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
+        samples = reference_samples(model, inputs)
+        graph = trace(model, inputs, list(samples[0].outputs))
+        outputs = output_specs(graph)
+        path = write_graph(graph, folder)
+        parity = check_parity(path, inputs, outputs, samples, PRECISION)
+        write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
+        _copy_runtime(folder / RUNTIME_NAME)
+        for file in extra_files:
+            shutil.copyfile(file, folder / file.name)
+        manifest = Manifest(
+            kind="onnx",
+            graph=GRAPH_NAME,
+            model_type=model.config.model_type,
+            architecture=type(model).__name__,
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            inputs=inputs.specs,
+            outputs=outputs,
+            max_sizes=inputs.max_sizes,
+            parity=Parity(
+                precision=PRECISION,
+                max_abs_diff=parity.max_abs_diff,
+                tolerance=parity.tolerance.max_abs_diff,
+                argmax_tie=parity.tolerance.argmax_tie,
+                shapes=parity.sizes,
+                samples=SAMPLES_NAME,
+            ),
+            tools=tool_versions(),
+            subnet=subnet,
+            cost=cost,
+            quality=quality,
+            preprocess=preprocess,
+        )
+        manifest = write_manifest(folder, manifest)
+    return ExportReport(
+        bundle_dir=Path(bundle_dir),
+        bytes=sum(entry.bytes for entry in manifest.files.values()),
+        max_abs_diff=parity.max_abs_diff,
+        tolerance=parity.tolerance.max_abs_diff,
+        manifest=manifest,
+    )
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if hasattr(model, "_elastic"):
+        raise CheckpointError(
+            f"this {type(model).__name__} is a universal model, which holds many subnets; extract one of them first "
+            "(`elastic extract`), and export that."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise CheckpointError(
+                f"'{name}' is {parameter.dtype}, and a graph of precision {PRECISION} is made from float32 weights; "
+                "load the model with dtype=torch.float32."
+            )
+
+
+def _check_extra_files(files: Sequence[Path]) -> None:
+    taken = {GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME, RUNTIME_NAME, MANIFEST_NAME}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"there is no file '{file}' to put into the bundle.")
+        if file.name in taken:
+            raise CheckpointError(f"'{file}' cannot go into the bundle, which has another file '{file.name}'.")
+        taken.add(file.name)
+
+
+def _copy_runtime(folder: Path) -> None:
+    folder.mkdir()
+    for source in sorted((Path(__file__).parent / "runtime").glob("*.py")):
+        shutil.copyfile(source, folder / source.name)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put every module into evaluation mode, and afterwards into the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

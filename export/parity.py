@@ -1,0 +1,99 @@
+"""The gate of every export: the graph on ONNX Runtime against the model in PyTorch, at several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from elastic.errors import CheckError, CheckpointError
+
+from .inputs import ModelInputs, forward_outputs
+from .runtime.compare import Difference, compare
+from .runtime.manifest import TensorSpec
+from .runtime.samples import Sample
+from .runtime.session import open_graph
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a graph of one precision may be from the model in PyTorch."""
+
+    max_abs_diff: float
+    argmax_tie: float | None
+    """Classes whose logits are this close may swap; None if classes are not compared."""
+
+
+TOLERANCES = {"fp32": Tolerance(max_abs_diff=1e-4, argmax_tie=1e-5)}
+"""By precision. Measured in fp32: about 1e-6; a wrong mask or a lost bias costs 1e-2 and more."""
+
+
+MAX_SAMPLE_BYTES = 16_000_000
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """What was compared, and the largest difference that was seen."""
+
+    max_abs_diff: float
+    tolerance: Tolerance
+    sizes: tuple[dict[str, int], ...]
+
+
+def reference_samples(model: PreTrainedModel, inputs: ModelInputs) -> tuple[Sample, ...]:
+    """Run the model as it is, with its own attention implementation, at every size that is to be compared.
+
+    Raises:
+        CheckpointError: if it returns values that are not finite, with which nothing can be compared.
+    """
+    samples = []
+    for seed, sizes in enumerate(inputs.parity_sizes()):
+        arrays = inputs.sample(sizes, seed=seed)
+        tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
+        expected = forward_outputs(model, inputs, tensors)
+        sample = Sample(arrays, {name: tensor.cpu().numpy() for name, tensor in expected.items()})
+        for name, array in sample.outputs.items():
+            if not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"{type(model).__name__} returns '{name}' that is not finite for random inputs; repair the model "
+                    "before exporting it."
+                )
+        samples.append(sample)
+    return tuple(samples)
+
+
+def samples_to_keep(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Return the samples that travel with the bundle: all, or two if their outputs are large."""
+    size = sum(array.nbytes for sample in samples for array in sample.outputs.values())
+    return tuple(samples if size <= MAX_SAMPLE_BYTES else samples[:2])
+
+
+def check_parity(
+    graph: Path, inputs: ModelInputs, outputs: Sequence[TensorSpec], samples: Sequence[Sample], precision: str
+) -> ParityResult:
+    """Run the graph on ONNX Runtime and compare it with what PyTorch returned.
+
+    Raises:
+        CheckError: if an output differs by more than the tolerance of the precision (says by how much, and where).
+    """
+    tolerance = TOLERANCES[precision]
+    session = open_graph(graph)
+    differences: list[Difference] = []
+    for sample, sizes in zip(samples, inputs.parity_sizes(), strict=True):
+        try:
+            actual = session.run([spec.name for spec in outputs], sample.inputs)
+        except Exception as error:  # ONNX Runtime's own exception types share no base class.
+            where = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise CheckError(f"ONNX Runtime cannot run the exported graph at {where}: {error}") from None
+        mask = sample.inputs.get("attention_mask")
+        for spec, array in zip(outputs, actual, strict=True):
+            differences.append(compare(spec, sample.outputs[spec.name], array, mask, sizes))
+    worst = max(differences, key=lambda difference: difference.max_abs_diff)
+    for difference in (worst, *differences):
+        if failure := difference.failure(tolerance.max_abs_diff, tolerance.argmax_tie):
+            raise CheckError(f"the exported {precision} graph does not compute what the model computes: {failure}.")
+    return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()))

@@ -1,0 +1,86 @@
+"""``python3 -m runtime verify|bench|run BUNDLE``: what a bundle can do where nothing is installed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .bench import BenchReport, ComparisonReport, bench, compare_latency
+from .errors import BundleError
+from .run import RunReport, run
+from .verify import VerifyReport, verify
+
+Report = VerifyReport | BenchReport | ComparisonReport | RunReport
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 if a check failed, 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        report = _run_command(options)
+    except BundleError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write((json.dumps(asdict(report)) if options.json else describe(report)) + "\n")
+    return 0
+
+
+def _run_command(options: argparse.Namespace) -> Report:
+    if options.command == "verify":
+        return verify(options.bundle, threads=options.threads)
+    if options.command == "run":
+        return run(options.bundle, options.input, options.output, threads=options.threads)
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("batch", "sequence", "warmup", "rounds")}
+    settings["threads"] = options.threads or 1
+    if options.against:
+        return compare_latency([options.bundle, options.against], **settings)
+    return bench(options.bundle, **settings)
+
+
+def describe(report: Report) -> str:
+    """Return a report as text."""
+    if isinstance(report, VerifyReport):
+        return (
+            f"{report.bundle}: {report.files} files are intact; largest difference {report.max_abs_diff:.2e} over "
+            f"{report.samples} samples ({report.precision} allows {report.tolerance:g})."
+        )
+    if isinstance(report, RunReport):
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in report.outputs.items())
+        return f"{report.output_file}: {shapes}"
+    if isinstance(report, ComparisonReport):
+        pairs = zip(report.bundles, report.ratios, strict=True)
+        return "\n".join(f"{describe(bundle)}; ratio {ratio:.3f}" for bundle, ratio in pairs)
+    sizes = ", ".join(f"{name} {size}" for name, size in report.sizes.items())
+    return (
+        f"{report.bundle}: median {report.median_ms:.3f} ms, p10 {report.p10_ms:.3f}, p90 {report.p90_ms:.3f}, "
+        f"p99 {report.p99_ms:.3f} ({sizes}, threads {report.threads}, {report.rounds} rounds)"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m runtime", description="Verifies, measures and runs a bundle.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("bundle", type=Path, nargs="?", default=Path(), help="the folder of the bundle (default: .)")
+    common.add_argument("--threads", type=int, help="threads of one operator (default: all CPUs; bench: 1)")
+    common.add_argument("--json", action="store_true", help="print JSON")
+    commands.add_parser("verify", parents=[common], help="check the files, then the outputs on the parity samples")
+    latency = commands.add_parser("bench", parents=[common], help="measure the latency")
+    latency.add_argument("--batch", type=int, default=1)
+    latency.add_argument("--sequence", type=int, help="tokens of a text (default: 128, or what the model takes)")
+    latency.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
+    latency.add_argument("--rounds", type=int, default=50)
+    latency.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle to take turns with")
+    inference = commands.add_parser("run", parents=[common], help="run the model on arrays")
+    inference.add_argument("--input", type=Path, required=True, help=".npz with the inputs, or .npy with the first one")
+    inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

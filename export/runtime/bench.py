@@ -1,0 +1,117 @@
+"""Measures the latency of bundles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError
+from .samples import read_samples
+from .session import Bundle
+
+DEFAULT_SEQUENCE = 128
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Latency of one bundle in milliseconds, with everything that it depends on."""
+
+    bundle: str
+    sizes: dict[str, int]
+    """The sizes of the free dimensions, such as batch and sequence."""
+    threads: int
+    warmup: int
+    rounds: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Latency of several bundles that took turns in one process."""
+
+    bundles: tuple[BenchReport, ...]
+    ratios: tuple[float, ...]
+    """For each bundle, the median over rounds of its time divided by the time of the first bundle."""
+
+
+def bench(
+    folder: Path, *, batch: int = 1, sequence: int | None = None, threads: int = 1, warmup: int = 5, rounds: int = 50
+) -> BenchReport:
+    """Measure the latency of one bundle.
+
+    Raises:
+        BundleError: if the bundle cannot be run at these sizes.
+    """
+    return compare_latency(
+        [folder], batch=batch, sequence=sequence, threads=threads, warmup=warmup, rounds=rounds
+    ).bundles[0]
+
+
+def compare_latency(
+    folders: Sequence[Path],
+    *,
+    batch: int = 1,
+    sequence: int | None = None,
+    threads: int = 1,
+    warmup: int = 5,
+    rounds: int = 50,
+) -> ComparisonReport:
+    """Measure bundles that take turns, so that what disturbs the machine disturbs all of them alike.
+
+    Each round runs every bundle once; the order turns around from round to round. Without
+    ``sequence``, texts have 128 tokens, or as many as the model takes.
+
+    Raises:
+        BundleError: if a bundle cannot be run at these sizes.
+    """
+    if not folders:
+        raise BundleError("give at least one bundle to measure.")
+    if rounds < 1 or warmup < 0:
+        raise BundleError(f"rounds must be 1 or more and warm-up 0 or more, not {rounds} and {warmup}.")
+    bundles = [Bundle.open(folder, threads=threads) for folder in folders]
+    feeds = [_make_inputs(bundle, batch, sequence) for bundle in bundles]
+    milliseconds = np.zeros((rounds, len(bundles)))
+    turn = list(range(len(bundles)))
+    for number in range(-warmup, rounds):
+        for index in turn if number % 2 == 0 else reversed(turn):
+            started = time.perf_counter_ns()
+            bundles[index].run(feeds[index])
+            elapsed = (time.perf_counter_ns() - started) / 1e6
+            if number >= 0:
+                milliseconds[number, index] = elapsed
+    reports = []
+    for index, bundle in enumerate(bundles):
+        p10, median, p90, p99 = (float(p) for p in np.percentile(milliseconds[:, index], (10, 50, 90, 99)))
+        sizes = bundle.sizes(feeds[index])
+        reports.append(BenchReport(str(folders[index]), sizes, threads, warmup, rounds, median, p10, p90, p99))
+    ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
+    return ComparisonReport(tuple(reports), tuple(float(ratio) for ratio in ratios))
+
+
+def _make_inputs(bundle: Bundle, batch: int, sequence: int | None) -> dict[str, np.ndarray[Any, Any]]:
+    """Repeat a parity sample to the wanted sizes; nothing is padded."""
+    free = {dim for spec in bundle.manifest.inputs for dim in spec.shape if isinstance(dim, str)}
+    sizes = {"batch": batch}
+    if "sequence" in free:
+        limit = bundle.manifest.max_sizes.get("sequence", DEFAULT_SEQUENCE)
+        sizes["sequence"] = min(limit, DEFAULT_SEQUENCE) if sequence is None else sequence
+    elif sequence is not None:
+        raise BundleError(f"the bundle '{bundle.folder}' has no sequence dimension; leave the sequence length out.")
+    bundle.check_sizes(sizes)
+    sample = read_samples(bundle.folder / bundle.manifest.parity.samples)[0].inputs
+    inputs = {}
+    for spec in bundle.manifest.inputs:
+        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+        if spec.name == "attention_mask":
+            inputs[spec.name] = np.ones(shape, dtype=spec.dtype)
+        else:
+            inputs[spec.name] = np.resize(sample[spec.name], shape)
+    return inputs

@@ -1,0 +1,227 @@
+"""The manifest of a bundle: what is in it, and what its graph takes, returns and was measured to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from .errors import BundleError, VerificationError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+KINDS = ("onnx",)
+DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and content of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of the graph; a dimension that is free at run time is a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether the second dimension runs over the positions of a text."""
+        return len(self.shape) > 1 and self.shape[1] == "sequence"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the graph was from the PyTorch model, and how far it may be."""
+
+    precision: str
+    max_abs_diff: float
+    """The largest difference that was seen at export."""
+    tolerance: float
+    """The largest difference that passes."""
+    argmax_tie: float | None
+    """Classes this close in the expected logits may swap; None if classes are not compared."""
+    shapes: tuple[dict[str, int], ...]
+    """The sizes of the free dimensions that were compared."""
+    samples: str
+    """The file with inputs and the outputs that PyTorch gave for them."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a bundle says about itself. Read it with `read_manifest`."""
+
+    kind: str
+    graph: str
+    """The file of the graph."""
+    model_type: str
+    architecture: str
+    opset: int
+    ir_version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_sizes: dict[str, int]
+    """Upper limits of free dimensions, where the model has one."""
+    parity: Parity
+    tools: dict[str, str]
+    """Versions of what made the bundle."""
+    subnet: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    preprocess: dict[str, Any] | None = None
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    """Every file of the bundle except the manifest, by its path inside the folder."""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the text of ``manifest.json``."""
+        data = asdict(self)
+        ordered = {"format_version": data.pop("format_version"), **data}
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a bundle; the files it lists are not opened.
+
+    Raises:
+        BundleError: if the folder is not a bundle, is of a newer format, or names files outside itself.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(f"'{folder}' is not a bundle: it has no {MANIFEST_NAME}.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+    version = _get(data, "format_version", int, path)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version}, and this runtime reads up to {FORMAT_VERSION}; use the runtime "
+            "inside the bundle, or a newer one."
+        )
+    if version < 1:
+        raise BundleError(f"{path} has format version {version}; the first one is 1.")
+    manifest = _parse(data, path)
+    if manifest.kind not in KINDS:
+        raise BundleError(f"{path} is of kind '{manifest.kind}', and this runtime knows {', '.join(KINDS)}.")
+    for name in manifest.files:
+        resolve_inside(folder, name)
+    for name in (manifest.graph, manifest.parity.samples):
+        if name not in manifest.files:
+            raise BundleError(f"{path} uses the file '{name}' without listing it under 'files'.")
+    return manifest
+
+
+def resolve_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that a manifest names.
+
+    Raises:
+        BundleError: if it leaves the folder: an absolute path, ``..``, or a symbolic link out of it.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leaves = posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts or not posix.parts
+    path = folder / name
+    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder / MANIFEST_NAME} names '{name}', which is outside of the bundle.")
+    return path
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return the size and the sha256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Check that files (by default all) are what the manifest says.
+
+    Raises:
+        VerificationError: naming the first file that is missing, has another size, or another content.
+    """
+    for name in manifest.files if names is None else names:
+        expected, path = manifest.files[name], resolve_inside(folder, name)
+        if not path.is_file():
+            raise VerificationError(f"'{name}' is missing in the bundle '{folder}'; copy the bundle again.")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise VerificationError(
+                f"'{name}' in the bundle '{folder}' has {size} bytes, not {expected.bytes}; copy the bundle again."
+            )
+        if hash_file(path).sha256 != expected.sha256:
+            raise VerificationError(
+                f"'{name}' in the bundle '{folder}' is not the file that was exported (its sha256 differs); copy the "
+                "bundle again."
+            )
+
+
+def _get(data: Any, key: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    if not isinstance(data, dict) or key not in data:
+        raise BundleError(f"{path} has no '{key}' where one is needed.")
+    value = data[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise BundleError(f"{path} has the value {value!r} for '{key}', which is of the wrong type.")
+    return value
+
+
+def _parse(data: dict[str, Any], path: Path) -> Manifest:
+    optional = (dict, type(None))
+    return Manifest(
+        kind=_get(data, "kind", str, path),
+        graph=_get(data, "graph", str, path),
+        model_type=_get(data, "model_type", str, path),
+        architecture=_get(data, "architecture", str, path),
+        opset=_get(data, "opset", int, path),
+        ir_version=_get(data, "ir_version", int, path),
+        inputs=tuple(_tensor(item, path) for item in _get(data, "inputs", list, path)),
+        outputs=tuple(_tensor(item, path) for item in _get(data, "outputs", list, path)),
+        max_sizes=_sizes(_get(data, "max_sizes", dict, path), path),
+        parity=_parity(_get(data, "parity", dict, path), path),
+        tools={name: str(version) for name, version in _get(data, "tools", dict, path).items()},
+        subnet=_get(data, "subnet", optional, path),
+        cost=_get(data, "cost", optional, path),
+        quality=_get(data, "quality", optional, path),
+        preprocess=_get(data, "preprocess", optional, path),
+        files={
+            name: FileEntry(sha256=_get(entry, "sha256", str, path), bytes=_get(entry, "bytes", int, path))
+            for name, entry in _get(data, "files", dict, path).items()
+        },
+        format_version=_get(data, "format_version", int, path),
+    )
+
+
+def _tensor(data: Any, path: Path) -> TensorSpec:
+    shape = tuple(_get(data, "shape", list, path))
+    if not all(isinstance(size, str) or (type(size) is int and size > 0) for size in shape):
+        raise BundleError(f"{path} has the shape {list(shape)}; a dimension is a whole number or a name.")
+    dtype = _get(data, "dtype", str, path)
+    if dtype not in DTYPES:
+        raise BundleError(f"{path} has the type '{dtype}'; known are {', '.join(DTYPES)}.")
+    return TensorSpec(name=_get(data, "name", str, path), dtype=dtype, shape=shape)
+
+
+def _parity(data: dict[str, Any], path: Path) -> Parity:
+    return Parity(
+        precision=_get(data, "precision", str, path),
+        max_abs_diff=float(_get(data, "max_abs_diff", (int, float), path)),
+        tolerance=float(_get(data, "tolerance", (int, float), path)),
+        argmax_tie=_get(data, "argmax_tie", (int, float, type(None)), path),
+        shapes=tuple(_sizes(sizes, path) for sizes in _get(data, "shapes", list, path)),
+        samples=_get(data, "samples", str, path),
+    )
+
+
+def _sizes(data: Any, path: Path) -> dict[str, int]:
+    return {name: _get(data, name, int, path) for name in (data if isinstance(data, dict) else {})}

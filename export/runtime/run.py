@@ -1,0 +1,75 @@
+"""Runs a bundle on arrays from a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError
+from .manifest import Manifest
+from .samples import load_arrays, save_arrays
+from .session import Bundle
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was run, and where the outputs are."""
+
+    bundle: str
+    sizes: dict[str, int]
+    outputs: dict[str, list[int]]
+    """The shape of every output."""
+    output_file: str
+
+
+def run(folder: Path, input_file: Path, output_file: Path, *, threads: int | None = None) -> RunReport:
+    """Run a bundle on the arrays of an ``.npz`` file (or one ``.npy``: its first input), and write an ``.npz`` file.
+
+    Integers and floats are converted where nothing is lost; a missing ``attention_mask`` means that
+    nothing is padded.
+
+    Raises:
+        BundleError: if the inputs do not fit, or the output file is there already.
+    """
+    if output_file.suffix != ".npz":
+        raise BundleError(f"outputs are written as .npz, not as '{output_file.name}'.")
+    if os.path.lexists(output_file):
+        raise BundleError(f"'{output_file}' is there already; choose another output file.")
+    bundle = Bundle.open(folder, threads=threads)
+    inputs = prepare_inputs(bundle.manifest, load_arrays(input_file))
+    sizes = bundle.sizes(inputs)
+    outputs = bundle.run(inputs)
+    _write(output_file, outputs)
+    return RunReport(
+        bundle=str(folder),
+        sizes=sizes,
+        outputs={name: list(array.shape) for name, array in outputs.items()},
+        output_file=str(output_file),
+    )
+
+
+def prepare_inputs(manifest: Manifest, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Give arrays the names and types that the graph takes, where that loses nothing."""
+    arrays = {name or manifest.inputs[0].name: array for name, array in arrays.items()}
+    has_mask = any(spec.name == "attention_mask" for spec in manifest.inputs)
+    if has_mask and "attention_mask" not in arrays and "input_ids" in arrays:
+        arrays["attention_mask"] = np.ones_like(arrays["input_ids"])
+    for spec in manifest.inputs:
+        array = arrays.get(spec.name)
+        if array is not None and np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
+            arrays[spec.name] = array.astype(spec.dtype)
+    return arrays
+
+
+def _write(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+            save_arrays(Path(beside, path.name), outputs)
+            Path(beside, path.name).replace(path)
+    except OSError as error:
+        raise BundleError(f"'{path}' cannot be written: {error.strerror or error}.") from None

@@ -1,0 +1,135 @@
+"""Opens the graph of a bundle on ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError, VerificationError
+from .manifest import Manifest, check_files, read_manifest
+
+Array = np.ndarray[Any, Any]
+
+# On CPUs the fused kernel takes several times as long as Add and LayerNormalization apart.
+DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use; ONNX Runtime by itself would count all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_graph(path: Path, *, threads: int | None = None) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` on the CPU.
+
+    Raises:
+        BundleError: if ONNX Runtime is not installed, or refuses the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BundleError("onnxruntime is not installed; install it with `pip install onnxruntime`.") from None
+    if threads is not None and threads < 1:
+        raise BundleError(f"the number of threads must be 1 or more, not {threads}.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cpus()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
+        )
+    except Exception as error:  # ONNX Runtime's own exception types share no base class.
+        raise BundleError(f"ONNX Runtime cannot load '{path}': {_first_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose graph is loaded."""
+
+    folder: Path
+    manifest: Manifest
+    session: Any
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int | None = None) -> Bundle:
+        """Load a bundle after checking that its graph and weights are the exported ones.
+
+        Raises:
+            BundleError: if the folder is not a bundle that can be loaded.
+            VerificationError: if the graph or its weights are not what the manifest says.
+        """
+        manifest = read_manifest(folder)
+        # Weights that belong to another graph would load without complaint and compute nonsense.
+        weights = [name for name in manifest.files if name.startswith(f"{manifest.graph}.")]
+        check_files(folder, manifest, [manifest.graph, *weights])
+        session = open_graph(folder / manifest.graph, threads=threads)
+        for side, specs, found in (
+            ("inputs", manifest.inputs, session.get_inputs()),
+            ("outputs", manifest.outputs, session.get_outputs()),
+        ):
+            if [spec.name for spec in specs] != [tensor.name for tensor in found]:
+                raise VerificationError(
+                    f"the graph in '{folder}' has the {side} {[tensor.name for tensor in found]}, and the manifest "
+                    f"says {[spec.name for spec in specs]}."
+                )
+        return cls(folder, manifest, session)
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run the graph on arrays of exactly the types and shapes in the manifest.
+
+        Raises:
+            BundleError: if ONNX Runtime cannot run them.
+        """
+        names = [spec.name for spec in self.manifest.outputs]
+        try:
+            return dict(zip(names, self.session.run(names, inputs), strict=True))
+        except Exception as error:  # see open_graph
+            raise BundleError(f"the graph in '{self.folder}' cannot run these inputs: {_first_line(error)}") from None
+
+    def sizes(self, inputs: dict[str, Array]) -> dict[str, int]:
+        """Return the sizes of the free dimensions, checking every input against the manifest.
+
+        Raises:
+            BundleError: if an input is missing, unknown, or has another type or shape.
+        """
+        specs = {spec.name: spec for spec in self.manifest.inputs}
+        if inputs.keys() != specs.keys():
+            raise BundleError(f"the bundle takes the inputs {sorted(specs)}, not {sorted(inputs)}.")
+        sizes: dict[str, int] = {}
+        for name, spec in specs.items():
+            array = inputs[name]
+            fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
+            if not fits or not all(
+                size > 0 and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+                for dim, size in zip(spec.shape, array.shape, strict=True)
+            ):
+                raise BundleError(
+                    f"input '{name}' must be {spec.dtype} of shape ({', '.join(map(str, spec.shape))}), not "
+                    f"{array.dtype.name} of shape ({', '.join(map(str, array.shape))})."
+                )
+        self.check_sizes(sizes)
+        return sizes
+
+    def check_sizes(self, sizes: dict[str, int]) -> None:
+        """Check free dimensions against the limits of the model.
+
+        Raises:
+            BundleError: if one is below 1 or above its limit.
+        """
+        for name, size in sizes.items():
+            limit = self.manifest.max_sizes.get(name)
+            if size < 1 or (limit is not None and size > limit):
+                bounds = f"between 1 and {limit}" if limit is not None else "1 or more"
+                raise BundleError(f"{name} must be {bounds} for this bundle, not {size}.")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
