@@ -43,6 +43,7 @@ _AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
     "causal-lm": AutoModelForCausalLM,
 }
+RECIPE_NAME = "recipe.json"
 _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
 
 
@@ -62,21 +63,27 @@ def train(
     """
     check_output(output)
     work = output.parent / f"{output.name}.training"
-    _start_or_resume(work, recipe, resume)
+    _check_resumable(work, recipe, resume)
     transformers.set_seed(recipe.seed)
+    arguments = training_arguments(recipe, work)
     task = load_task(recipe)
     model = build_model(recipe, task)
     granularities = resolve_granularities(recipe, get_elastic(model))
+    sampler = _sampler(recipe, get_elastic(model), list(granularities.values()))
+    objective = _objective(recipe)
+    # Only now is anything written: a recipe that does not fit leaves no trace.
+    work.mkdir(parents=True, exist_ok=resume)
+    (work / RECIPE_NAME).write_text(_described(recipe))
     trainer = ElasticTrainer(
         model=model,
-        args=training_arguments(recipe, work),
+        args=arguments,
         train_dataset=task.datasets["train"],
         eval_dataset=task.datasets["validation"],
         data_collator=default_data_collator,
         compute_metrics=_compute_metrics(task),
         processing_class=task.tokenizer,
-        sampler=_sampler(recipe, get_elastic(model), list(granularities.values())),
-        objective=_objective(recipe),
+        sampler=sampler,
+        objective=objective,
         granularities=granularities,
         callbacks=list(callbacks),
     )
@@ -110,19 +117,19 @@ def train(
     return metrics
 
 
-def _start_or_resume(work: Path, recipe: Recipe, resume: bool) -> None:
-    recipe_file = work / "recipe.json"
-    described = recipe.model_dump(mode="json")
-    if resume:
-        if not recipe_file.is_file():
-            raise CheckpointError(f"there is no unfinished run at {work}; start it without --resume.")
-        if json.loads(recipe_file.read_text()) != described:
-            raise RecipeError(f"the unfinished run at {work} was started with another recipe; resume it with that one.")
+def _check_resumable(work: Path, recipe: Recipe, resume: bool) -> None:
+    if not resume:
+        if work.exists():
+            raise OutputExistsError(f"an unfinished run lies at {work}; continue it with --resume, or remove it.")
         return
-    if work.exists():
-        raise OutputExistsError(f"an unfinished run lies at {work}; continue it with --resume, or remove it.")
-    work.mkdir(parents=True)
-    recipe_file.write_text(json.dumps(described, indent=2))
+    if not (work / RECIPE_NAME).is_file():
+        raise CheckpointError(f"there is no unfinished run at {work}; start it without --resume.")
+    if (work / RECIPE_NAME).read_text() != _described(recipe):
+        raise RecipeError(f"the unfinished run at {work} was started with another recipe; resume it with that one.")
+
+
+def _described(recipe: Recipe) -> str:
+    return json.dumps(recipe.model_dump(mode="json"), indent=2)
 
 
 def last_complete_checkpoint(work: Path) -> str | None:

@@ -208,3 +208,9 @@ def recipe_schema() -> dict[str, Any]:
     """Return the JSON Schema of recipes."""
     schema = Recipe.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Elastic recipe", **schema}
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(recipe_schema(), indent=2))  # noqa: T201

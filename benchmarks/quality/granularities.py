@@ -40,7 +40,7 @@ def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
         config[family.heads_field] = subnet.heads[layer]
         if family.kv_heads_field:
             config[family.kv_heads_field] = subnet.heads[layer] // info.dims.heads_per_group
-    data["space"], data["granularities"] = {"ffn": [1.0]}, {}
+    data["space"], data["granularities"] = {"ffn": [1.0]}, {"alone": {}}
     data["training"]["sampler"], data["training"]["objective"] = {"name": "joint"}, {"name": "task"}
     return parse_recipe(data, "alone")
 

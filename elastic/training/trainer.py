@@ -107,6 +107,25 @@ class ElasticMixin(_Base):
         loss = loss / self._pass.num_passes
         return (loss, outputs) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load weights as ``from_pretrained`` does.
+
+        transformers saves some architectures (ViT) under the names of their first release, and the Trainer (5.23)
+        looks for the current ones: it warns of missing keys and trains on with fresh weights.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or model not in (None, self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
+        self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, with the names that `_load_from_checkpoint` knows."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.state.best_model_checkpoint is None:
+            super()._load_best_model()
+            return
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

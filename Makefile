@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything themselves: a virtual environment, pinned dependencies, the job.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-slow lint types check schema clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Elastic needs Python 3.10 or later; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# From nothing to a proven ONNX file: train, plot, cut to half of the FLOPs, export, verify, measure.
+demo: $(INSTALLED)
+	@$(BIN)/python -m elastic.demo demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config pyproject.toml >/dev/null || $(BIN)/lint-imports --config pyproject.toml
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+check: lint types test
+
+schema: $(INSTALLED)
+	$(BIN)/python -m elastic.recipe > recipes/recipe.schema.json
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

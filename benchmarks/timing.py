@@ -1,0 +1,48 @@
+"""Ratios of things that take turns in one process, so that a busy machine disturbs all alike."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elastic.pipeline import versions
+
+
+def interleaved(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Run every contestant once a round, in alternating order; return their seconds, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for index in range(warmup + rounds):
+        order = list(contestants) if index % 2 else list(reversed(contestants))
+        for name in order:
+            start = time.perf_counter()
+            contestants[name]()
+            if index >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float:
+    """Return the median over rounds of one contestant's time by another's in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with how they were made: versions, machine, threads and command."""
+    about = {
+        **versions(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "command": " ".join(["python", "benchmarks/" + "/".join(Path(sys.argv[0]).parts[-2:]), *sys.argv[1:]]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *about])
+        writer.writeheader()
+        writer.writerows({**row, **about} for row in rows)

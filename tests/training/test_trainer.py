@@ -1,0 +1,175 @@
+"""The trainer: mean losses over subnets, accumulation, distillation, evaluation of granularities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
+
+from elastic.errors import ElasticError
+from elastic.nested import active, get_elastic, make_elastic
+from elastic.training import ElasticTrainer, InPlaceDistillation, Joint, Sandwich, Uniform
+from tests.tiny import SPACE, tiny_llama, tiny_vit
+
+
+def images(count=32):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (count,), generator=generator)
+    pixels = torch.randn(count, 1, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1).float()
+    return [{"pixel_values": x, "labels": y} for x, y in zip(pixels, labels, strict=True)]
+
+
+def texts(count=16):
+    ids = torch.randint(1, 60, (count, 12), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": x, "labels": x} for x in ids]
+
+
+def arguments(folder, **changes):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+    }
+    return TrainingArguments(**{**defaults, **changes})
+
+
+def trained(folder, model, data, sampler, objective=None, **changes):
+    trainer = ElasticTrainer(
+        model=model,
+        args=arguments(folder, **changes),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=default_data_collator,
+        sampler=sampler,
+        objective=objective,
+        granularities={"S": get_elastic(model).resolved.smallest, "XL": get_elastic(model).resolved.largest},
+    )
+    trainer.train()
+    return trainer
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_one_full_subnet_is_a_plain_trainer(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    ours = trained(tmp_path, model, images(), Joint([get_elastic(model).resolved.largest]))
+    plain_model = tiny_vit()
+    plain = Trainer(
+        model=plain_model, args=arguments(tmp_path), train_dataset=images(), data_collator=default_data_collator
+    )
+    plain.train()
+    assert losses(ours) == losses(plain)
+    for (name, a), b in zip(model.named_parameters(), plain_model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_joint_step_is_the_mean_of_the_subnets(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    subnets = [get_elastic(model).resolved.smallest, get_elastic(model).resolved.largest]
+    reference = make_elastic(tiny_vit(), SPACE)
+    data = images(8)
+    trained(tmp_path, model, data, Joint(subnets), max_steps=1, optim="sgd")
+    batch = default_data_collator(data)
+    reference.train()
+    for subnet in subnets:
+        with active(reference, subnet):
+            (reference(**batch).loss / 2).backward()
+    for (name, actual), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+        gradient = torch.zeros_like(expected) if expected.grad is None else expected.grad
+        assert torch.allclose(actual, expected - 1e-2 * gradient, atol=1e-6), name
+
+
+@pytest.mark.parametrize("build", [tiny_vit, tiny_llama])
+@pytest.mark.parametrize("objective", [None, InPlaceDistillation(), InPlaceDistillation(2.0, 0.5)])
+def test_accumulation_changes_nothing(tmp_path, build, objective):
+    data = images() if build is tiny_vit else texts()
+    results = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        set_seed(0)
+        model = make_elastic(build(), SPACE)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        sampler = Sandwich(get_elastic(model).resolved, num_random=1, seed=3)
+        trained(
+            tmp_path, model, data, sampler, objective, optim="sgd",
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
+
+
+def test_micro_steps_count_within_a_step(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    seen = []
+
+    def sampler(step, micro_step):
+        seen.append((step, micro_step))
+        return [get_elastic(model).resolved.largest]
+
+    trained(tmp_path, model, images(), sampler, max_steps=2, gradient_accumulation_steps=2)
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_evaluation_reports_every_granularity(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    trainer = trained(tmp_path, model, images(), Uniform([get_elastic(model).resolved.smallest]))
+    metrics = trainer.evaluate()
+    assert {"eval_loss", "eval_S_loss", "eval_XL_loss"} <= set(metrics)
+    assert metrics["eval_XL_loss"] == metrics["eval_loss"] != metrics["eval_S_loss"]
+    with active(model, get_elastic(model).resolved.smallest), torch.no_grad():
+        expected = model.eval()(**default_data_collator(images())).loss
+    assert metrics["eval_S_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_evaluation_of_several_datasets(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    trainer = trained(tmp_path, model, images(), Uniform([get_elastic(model).resolved.largest]))
+    metrics = trainer.evaluate({"first": images(8), "second": images(16)})
+    assert {"eval_first_loss", "eval_second_S_loss"} <= set(metrics)
+
+
+def test_training_learns(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    resolved = get_elastic(model).resolved
+    trainer = trained(tmp_path, model, images(), Joint([resolved.smallest, resolved.largest]), max_steps=40,
+                      learning_rate=3e-3, optim="adamw_torch")  # fmt: skip
+    assert losses(trainer)[-1] < 0.6 * losses(trainer)[0]
+
+
+@pytest.mark.parametrize("build", [tiny_vit, tiny_llama])
+def test_the_best_checkpoint_is_loaded_whole(tmp_path, build):
+    data = images() if build is tiny_vit else texts()
+    model = make_elastic(build(), SPACE)
+    trainer = trained(
+        tmp_path, model, data, Uniform([get_elastic(model).resolved.largest]), max_steps=4, learning_rate=0.3,
+        save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_S_loss",
+    )  # fmt: skip
+    measured = [entry["eval_S_loss"] for entry in trainer.state.log_history if "eval_S_loss" in entry]
+    assert trainer.evaluate()["eval_S_loss"] == pytest.approx(min(measured), rel=1e-4)
+
+
+def test_a_failing_step_leaves_the_trainer_usable(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    trainer = trained(tmp_path, model, images(), Uniform([get_elastic(model).resolved.smallest]))
+    with pytest.raises(Exception, match="pixel_values|index|NoneType"):
+        trainer.training_step(model, {"labels": torch.zeros(2, dtype=torch.long)})
+    assert trainer._pass is None
+    assert get_elastic(model).active.current == get_elastic(model).resolved.largest
+
+
+def test_a_plain_model_is_refused(tmp_path):
+    with pytest.raises(ElasticError, match="is not elastic"):
+        ElasticTrainer(model=tiny_vit(), args=arguments(tmp_path), sampler=lambda step, micro: [])
