@@ -28,7 +28,7 @@ class CostModel:
     FLOPs and parameters of the layers follow from formulas in the FFN width and the heads of each.
     What lies outside of the layers (embeddings, pooler, head) does not change with the subnet, and
     is counted once with `torch.utils.flop_counter` on the meta device. Activation memory is traced
-    there, once for each distinct layer choice: a layer's peak does not depend on the others.
+    there, once for each distinct layer choice: a layer's peak depends on no other layer's choice.
 
     Shapes: ``B`` batch, ``S`` tokens in the layers, ``D`` hidden size, ``K`` head size.
     """
@@ -69,7 +69,7 @@ class CostModel:
             flops=self._outside_flops + self._layers_flops(subnet),
             params=params,
             weight_bytes=params * self._element_bytes,
-            activation_bytes=max(self._traced_peak(choice) for choice in set(zip(subnet.ffn, subnet.heads, strict=True))),
+            activation_bytes=self._activation_bytes(subnet),
             input_shapes=self.input_shapes,
         )
 
@@ -144,6 +144,9 @@ class CostModel:
             name: torch.zeros(shape, device="meta", dtype=torch.float32 if name == "pixel_values" else torch.int64)
             for name, shape in self.input_shapes.items()
         }
+        if self._model.can_generate():
+            # Without a mask, decoders look into the positions for packed sequences, which the meta device has not got.
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             try:
                 self._model(**inputs, **({"use_cache": False} if self._caches else {}))
@@ -173,12 +176,17 @@ class CostModel:
             self._forward()
         return int(counter.get_total_flops())
 
-    def _trace_peak(self, choice: tuple[int, int]) -> int:
-        if choice == (0, 0):
-            return 0
-        layers = self._dims.num_layers
-        uniform = Subnet(ffn=(choice[0],) * layers, heads=(choice[1],) * layers)
-        with active(self._model, uniform):
+    def _activation_bytes(self, subnet: Subnet) -> int:
+        choices = [(subnet.ffn[layer], subnet.heads[layer]) for layer in subnet.kept_layers]
+        return max(self._traced_peak(choice, is_first=index == 0) for index, choice in enumerate(choices))
+
+    def _trace_peak(self, choice: tuple[int, int], *, is_first: bool) -> int:
+        """Trace a model of one layer with this choice, or of two: beside later layers, the embeddings stay alive."""
+        num_kept = 1 if is_first else 2
+        num_skipped = self._dims.num_layers - num_kept
+        ffn, heads = choice
+        subnet = Subnet(ffn=(ffn,) * num_kept + (0,) * num_skipped, heads=(heads,) * num_kept + (0,) * num_skipped)
+        with active(self._model, subnet):
             return peak_activation_bytes(self._forward, self._model)
 
 

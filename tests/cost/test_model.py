@@ -27,6 +27,8 @@ def forward(model, input_shapes):
         name: torch.zeros(shape, dtype=torch.float32 if name == "pixel_values" else torch.int64)
         for name, shape in input_shapes.items()
     }
+    if model.can_generate():
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
         return model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
 
