@@ -24,14 +24,14 @@ def pareto(
     from elastic.checkpoint import read_record
     from elastic.folder import check_output, new_folder
     from elastic.pipeline import Universal
-    from elastic.selection.pareto import pareto_front
+    from elastic.selection.pareto import check_cost, pareto_front
     from elastic.selection.report import write_report
     from elastic.selection.search import landscape, measure_all
 
     check_output(output)
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
     found = landscape(universal.elastic.resolved, universal.cost_model, universal.granularities, candidates)
-    pareto_front([], cost)
+    check_cost(cost)
     with progress("Measuring") as on_progress:
         points = measure_all(found, universal.measure, on_progress)
     with new_folder(output) as target:

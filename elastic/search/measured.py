@@ -1,2 +1,0 @@
-from elastic.selection.measured import *
-from elastic.selection.measured import Measured, Quality

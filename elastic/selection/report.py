@@ -1,0 +1,124 @@
+"""The Pareto report: a table, a picture, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from elastic.selection.measured import Measured
+from elastic.selection.pareto import pareto_front
+
+_LABELS = {"flops": "FLOPs", "macs": "multiply-adds", "params": "parameters", "memory_bytes": "bytes of memory"}
+_STYLES: dict[str, dict[str, Any]] = {
+    "mix": {"marker": "x", "s": 22, "color": "#9aa3ad", "label": "per-layer mix"},
+    "uniform": {"marker": "o", "s": 22, "color": "#4c8bd6", "label": "uniform"},
+    "granularity": {"marker": "D", "s": 70, "color": "#c4472b", "label": "granularity"},
+}
+
+
+def write_report(
+    points: Sequence[Measured], folder: Path, *, model_name: str, model_dir: str, cost: str = "flops"
+) -> None:
+    """Write ``pareto.csv``, ``pareto.png`` and ``index.html`` about measured subnets into an existing folder.
+
+    Args:
+        points: at least one measured subnet, all by the same metric.
+        folder: where to write.
+        model_name: the title.
+        model_dir: the universal model's folder, for the commands that the page shows.
+        cost: the horizontal axis: flops, macs, params or memory_bytes.
+
+    Raises:
+        BudgetError: if ``cost`` is unknown.
+    """
+    front = pareto_front(points, cost)
+    _write_csv(points, front, folder / "pareto.csv")
+    _write_png(points, front, folder / "pareto.png", model_name, cost)
+    _write_page(points, front, folder / "index.html", model_name, model_dir, cost)
+
+
+def _cost_label(points: Sequence[Measured], cost: str) -> str:
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in points[0].cost.input_shapes.items())
+    return f"{_LABELS[cost]} for {shapes}"
+
+
+def _quality_label(points: Sequence[Measured]) -> str:
+    quality = points[0].quality
+    return f"{quality.metric} ({quality.split}, {quality.num_examples:,})"
+
+
+def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path) -> None:
+    rows = []
+    for point in points:
+        data = point.to_dict()
+        costs, quality = data["cost"], data["quality"]
+        rows.append(
+            {
+                "name": point.name,
+                "kind": point.kind,
+                "on_front": point in front,
+                **{name: value for name, value in costs.items() if name != "input_shapes"},
+                "metric": quality["metric"],
+                "quality": quality["value"],
+                "split": quality["split"],
+                "num_examples": quality["num_examples"],
+                "input_shapes": json.dumps(costs["input_shapes"]),
+                "subnet": json.dumps(data["subnet"]),
+                "description": data["description"],
+            }
+        )
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_png(points: Sequence[Measured], front: Sequence[Measured], path: Path, title: str, cost: str) -> None:
+    # The object interface: pyplot would keep figures in a global.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.step(*zip(*((getattr(p.cost, cost), p.quality.value) for p in front), strict=True), where="post",
+              color="#c4472b", alpha=0.5, linewidth=1.2, label="Pareto front", zorder=1)  # fmt: skip
+    for kind, style in _STYLES.items():
+        chosen = [point for point in points if point.kind == kind]
+        if chosen:
+            axes.scatter([getattr(p.cost, cost) for p in chosen], [p.quality.value for p in chosen], zorder=2, **style)
+    for point in points:
+        if point.name:
+            at = (getattr(point.cost, cost), point.quality.value)
+            axes.annotate(_literal(point.name), at, xytext=(7, -12), textcoords="offset points", weight="bold")
+    if not points[0].quality.higher_is_better:
+        axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(title=_literal(title), xlabel=_cost_label(points, cost), ylabel=_literal(_quality_label(points)))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", r"\$")
+
+
+def _write_page(
+    points: Sequence[Measured], front: Sequence[Measured], path: Path, title: str, model_dir: str, cost: str
+) -> None:
+    data = {
+        "title": title,
+        "modelDir": model_dir,
+        "cost": cost,
+        "costLabel": _cost_label(points, cost),
+        "qualityLabel": _quality_label(points),
+        "higherIsBetter": points[0].quality.higher_is_better,
+        "points": [{**point.to_dict(), "onFront": point in front} for point in points],
+    }
+    template = resources.files("elastic.selection").joinpath("report_page.html").read_text(encoding="utf-8")
+    # Inside a script element, only "</script" and "<!--" could end the data.
+    path.write_text(template.replace("/*DATA*/", json.dumps(data).replace("<", "\\u003c")), encoding="utf-8")

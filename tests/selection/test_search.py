@@ -1,0 +1,97 @@
+"""Search: within the budget, measured, the best first; errors that name the smallest."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastic.cost import Budget, CostModel, parse_quantity
+from elastic.errors import BudgetError
+from elastic.nested import get_elastic
+from elastic.selection import default_input_shapes, search
+from elastic.selection.search import landscape
+from elastic.space import Subnet
+
+
+def size(subnet: Subnet) -> float:
+    return sum(subnet.ffn) + sum(subnet.heads)
+
+
+def test_best_within_the_budget(universal):
+    cost_model = CostModel.of(universal, default_input_shapes(universal))
+    resolved = get_elastic(universal).resolved
+    largest = cost_model.cost(resolved.largest)
+    result = search(universal, Budget(flops="70%"), size, num_candidates=20)
+    assert len(result.measured) <= 20
+    assert result.best.quality.value == max(size(point.subnet) for point in result.measured)
+    assert all(point.cost.flops <= 0.7 * largest.flops for point in result.measured)
+    assert all(point.cost == cost_model.cost(point.subnet) for point in result.measured)
+    assert all(point.subnet in resolved for point in result.measured)
+    # It should come near to the best of many random subnets that meet the budget.
+    rng = random.Random(1)
+    drawn = [resolved.sample(rng) for _ in range(300)]
+    best = max(size(s) for s in drawn if cost_model.cost(s).flops <= 0.7 * largest.flops)
+    assert result.best.quality.value >= 0.95 * best
+
+
+def test_search_is_repeatable(universal):
+    first, second = (search(universal, Budget(flops="60%"), size, num_candidates=10, seed=3) for _ in range(2))
+    assert first == second
+
+
+def test_equal_quality_takes_the_cheaper(universal):
+    result = search(universal, Budget(flops="80%"), lambda subnet: 1.0)
+    assert result.best.cost.flops == min(point.cost.flops for point in result.measured)
+
+
+def test_uniform_only(universal):
+    result = search(universal, Budget(flops="90%"), size, uniform_only=True)
+    assert all(point.kind == "uniform" for point in result.measured)
+
+
+def test_several_budgets_hold_together(universal):
+    result = search(universal, Budget(flops="90%", params="60%", memory="95%"), size)
+    largest = CostModel.of(universal, default_input_shapes(universal)).cost(get_elastic(universal).resolved.largest)
+    assert all(point.cost.params <= 0.6 * largest.params for point in result.measured)
+
+
+def test_a_budget_that_nothing_meets_names_the_smallest(universal):
+    smallest = CostModel.of(universal, default_input_shapes(universal)).cost(get_elastic(universal).resolved.smallest)
+    with pytest.raises(BudgetError, match=rf"no subnet has flops of at most 10; the smallest has .*\({smallest.flops}\)"):
+        search(universal, Budget(flops=10), size)
+
+
+def test_no_budget(universal):
+    with pytest.raises(BudgetError, match="no budget is given"):
+        search(universal, Budget(), size)
+
+
+def test_landscape_spans_the_range_of_costs(universal):
+    cost_model = CostModel.of(universal, default_input_shapes(universal))
+    resolved = get_elastic(universal).resolved
+    found = landscape(resolved, cost_model, {"S": resolved.smallest, "XL": resolved.largest}, 30)
+    assert len({candidate.subnet for candidate in found}) == len(found)
+    assert {candidate.kind for candidate in found} == {"granularity", "uniform", "mix"}
+    assert [candidate.name for candidate in found[:2]] == ["S", "XL"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2G", 2e9), ("500M", 5e8), ("1.5e9", 1.5e9), ("64MiB", 64 * 2**20), ("60%", 600), (" 10k ", 1e4), (7, 7), ("3kb", 3e3)],
+)
+def test_quantities(text, value):
+    assert parse_quantity(text, of=1000) == value
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "2X", "1 2", "nan", "0", "1e999", "%"])
+def test_quantities_that_are_none(text):
+    with pytest.raises(BudgetError, match="is not a budget; write a positive number"):
+        parse_quantity(text, of=1000)
+
+
+@given(st.integers(1, 10**15))
+def test_whole_numbers_are_kept_exactly(number):
+    assert parse_quantity(number, of=1) == number
