@@ -123,7 +123,9 @@ def _check_files(folder: Path, record: CheckpointRecord) -> None:
         if Path(name).name != name:
             raise CheckpointError(f"{folder / RECORD_NAME} names the file '{name}', which is outside of its folder.")
         if not path.is_file():
-            raise CheckpointError(f"{folder} has no {name}, which {RECORD_NAME} lists; copy the whole checkpoint again.")
+            raise CheckpointError(
+                f"{folder} has no {name}, which {RECORD_NAME} lists; copy the whole checkpoint again."
+            )
         if sha256(path) != expected:
             raise CheckpointError(
                 f"{path} is not the file that {RECORD_NAME} describes (its sha256 differs): it was truncated or "
@@ -167,11 +169,12 @@ def model_class_of(folder: Path, config: PreTrainedConfig) -> type[PreTrainedMod
 
 def _from_pretrained(model_class: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        model, loading = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True
         )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the weights in {folder} do not fit its config.json: {error}") from None
+    model, loading = loaded
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"]]
     if wrong:
         raise CheckpointError(

@@ -47,7 +47,9 @@ def check_output(path: Path) -> None:
         OutputExistsError: if something is, be it a link that leads nowhere.
     """
     if os.path.lexists(path):
-        raise OutputExistsError(f"{path} exists already, and nothing is overwritten; choose another output or remove it.")
+        raise OutputExistsError(
+            f"{path} exists already, and nothing is overwritten; choose another output or remove it."
+        )
 
 
 def sha256(path: Path) -> str:

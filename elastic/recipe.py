@@ -194,7 +194,12 @@ def _known_keys(path: Sequence[str], data: Mapping[str, Any]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in path:
         if part == "data":
-            kinds = {"digits": DigitsData, "stdlib": StdlibData, "images": ImageData, "text": TextData}
+            kinds: dict[str, type[BaseModel]] = {
+                "digits": DigitsData,
+                "stdlib": StdlibData,
+                "images": ImageData,
+                "text": TextData,
+            }
             section = kinds.get(str(data["data"].get("source")), DigitsData)
             continue
         annotation = section.model_fields[part].annotation

@@ -87,7 +87,7 @@ class Subnet:
         """
         known = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping):
-            raise SpaceError(f"a subnet is written as {{\"ffn\": [...], \"heads\": [...]}}, not as {data!r}.")
+            raise SpaceError(f'a subnet is written as {{"ffn": [...], "heads": [...]}}, not as {data!r}.')
         for name in data:
             if name not in known:
                 raise SpaceError(f"unknown axis '{name}' in a subnet{did_you_mean(name, known)}")
@@ -114,8 +114,8 @@ class Subnet:
 class SearchSpace:
     """Which axes are elastic, and the choices of each, as fractions of the model's maximum or as whole numbers.
 
-    An axis that is not named keeps its maximum; a 1 among fractions is the whole. ``layers``, ``attention`` and ``mlp`` count how many
-    layers, attention sub-layers and MLP sub-layers are kept.
+    An axis that is not named keeps its maximum; a 1 among fractions is the whole. ``layers``,
+    ``attention`` and ``mlp`` count how many layers, attention and MLP sub-layers are kept.
     """
 
     ffn: tuple[Choice, ...] = (1.0,)

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from elastic.folder import new_folder
 from elastic.errors import CheckpointError
-
+from elastic.folder import new_folder
 
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
 from .inputs import describe_inputs

@@ -1,16 +1,15 @@
-"""Each granularity of the universal model against a model of that size trained alone for as many optimizer steps.
+r"""Each granularity of the universal model against a model of that size trained alone for as many optimizer steps.
 
-Iso-step and iso-data: a universal step runs several subnets, so it costs more; `passes` says how many
-forward-backward passes each model had. Test data is used once, by this benchmark, after all choices.
+Iso-step and iso-data: a universal step runs several subnets, so it costs more: the columns of seconds say what.
+Test data is used once, by this benchmark, after all choices.
 
-    python benchmarks/quality/granularities.py recipes/matformer_vit_digits.yaml -o results.csv
+    python benchmarks/quality/granularities.py recipes/matformer_vit_digits.yaml \
+        -o benchmarks/results/granularities_vit_digits.csv
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,9 +18,13 @@ from pathlib import Path
 import torch
 import transformers
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from measuring import write_csv
+
+from elastic.data import load_task
 from elastic.families import FAMILIES
 from elastic.nested import get_elastic
-from elastic.pipeline import Universal, build_model, load_task, train, versions
+from elastic.pipeline import Universal, build_model, train
 from elastic.recipe import Recipe, load_recipe, parse_recipe
 from elastic.space import Subnet
 
@@ -74,6 +77,7 @@ def main() -> None:
                         "granularity": name,
                         "flops": cost.flops,
                         "params": cost.params,
+                        "split": args.split,
                         "metric": universal.task.metric.name,
                         "universal": universal.measure(subnet, args.split).value,
                         "alone": single.measure(full, args.split).value,
@@ -82,16 +86,11 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    about = {**versions(), "machine": f"{platform.machine()}, {args.threads} threads", "split": args.split,
-             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about])
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+    write_csv(args.output, rows)
     for name in dict.fromkeys(row["granularity"] for row in rows):
         universal_mean, alone_mean = (
-            statistics.mean(row[column] for row in rows if row["granularity"] == name) for column in ("universal", "alone")
+            statistics.mean(row[column] for row in rows if row["granularity"] == name)
+            for column in ("universal", "alone")
         )
         print(f"{name}: universal {universal_mean:.2f}, alone {alone_mean:.2f}, gap {universal_mean - alone_mean:+.2f}")
 

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import interleaved, median_ratio, write_csv
+from measuring import interleaved, median_ratio, write_csv
 
 from elastic import SearchSpace, active, extract, make_elastic
 from elastic.nested import get_elastic
@@ -60,9 +60,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     width = args.hidden_size
-    config = ViTConfig(hidden_size=width, num_hidden_layers=6, num_attention_heads=width // 64, intermediate_size=4 * width,
+    config = ViTConfig(hidden_size=width, num_hidden_layers=6, num_attention_heads=width // 64,
+                       intermediate_size=4 * width,
                        image_size=args.image_size, num_labels=10)  # fmt: skip
-    batch = {"pixel_values": torch.randn(args.batch, 3, args.image_size, args.image_size), "labels": torch.randint(0, 10, (args.batch,))}
+    batch = {
+        "pixel_values": torch.randn(args.batch, 3, args.image_size, args.image_size),
+        "labels": torch.randint(0, 10, (args.batch,)),
+    }
     plain = ViTForImageClassification(config)
     universal = make_elastic(copy.deepcopy(plain), SearchSpace(ffn=list(FRACTIONS)))
     space = get_elastic(universal).resolved

@@ -28,7 +28,8 @@ def bench(
     from elastic.export import bench_bundle, compare_latency
 
     if against is None:
-        report = bench_bundle(bundle, batch=batch, sequence=sequence, threads=threads, rounds=rounds)
-    else:
-        report = compare_latency([bundle, against], batch=batch, sequence=sequence, threads=threads, rounds=rounds)
-    print_report(report, as_json)
+        alone = bench_bundle(bundle, batch=batch, sequence=sequence, threads=threads, rounds=rounds)
+        print_report(alone, as_json)
+        return
+    turns = compare_latency([bundle, against], batch=batch, sequence=sequence, threads=threads, rounds=rounds)
+    print_report(turns, as_json)

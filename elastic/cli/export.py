@@ -26,13 +26,15 @@ def export(
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
     from elastic.checkpoint import load, read_record
-    from elastic.folder import check_output
     from elastic.export import export_onnx
+    from elastic.folder import check_output
 
     check_output(output)
     record = read_record(folder)
     if record.kind != "extracted":
-        raise CheckpointError(f"{folder} is a universal model; cut a subnet first: elastic extract {folder} --flops 50%.")
+        raise CheckpointError(
+            f"{folder} is a universal model; cut a subnet first: elastic extract {folder} --flops 50%."
+        )
     report = export_onnx(
         load(folder),
         output,

@@ -73,5 +73,7 @@ def read_input_shape(text: str | None, recorded: Mapping[str, list[int]]) -> dic
     parts = text.lower().split("x")
     if not all(part.isdigit() and int(part) for part in parts) or len(parts) != len(expected):
         shape = "x".join(map(str, expected))
-        raise BudgetError(f"'{text}' is not an input shape of this model; write {len(expected)} numbers such as {shape}.")
+        raise BudgetError(
+            f"'{text}' is not an input shape of this model; write {len(expected)} numbers such as {shape}."
+        )
     return {name: tuple(map(int, parts))}

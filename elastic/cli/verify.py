@@ -1,4 +1,4 @@
-"""`elastic verify`: is a bundle whole, and does it compute what it should?"""
+"""`elastic verify`: whether a bundle is whole, and computes what it should."""
 
 from __future__ import annotations
 

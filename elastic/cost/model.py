@@ -33,9 +33,7 @@ class CostModel:
     Shapes: ``B`` batch, ``S`` tokens in the layers, ``D`` hidden size, ``K`` head size.
     """
 
-    def __init__(
-        self, model_class: type[PreTrainedModel], config: PreTrainedConfig, input_shapes: InputShapes
-    ) -> None:
+    def __init__(self, model_class: type[PreTrainedModel], config: PreTrainedConfig, input_shapes: InputShapes) -> None:
         config = copy.deepcopy(config)
         config._attn_implementation = "eager"
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
@@ -124,9 +122,7 @@ class CostModel:
         rows = dict.fromkeys(self._family.ffn_inputs, ffn)
         return self._sublayer_params(self._family.skip_mlp, rows, self._family.ffn_output, ffn)
 
-    def _sublayer_params(
-        self, modules: Mapping[str, Any], rows: Mapping[str, int], output: str, columns: int
-    ) -> int:
+    def _sublayer_params(self, modules: Mapping[str, Any], rows: Mapping[str, int], output: str, columns: int) -> int:
         total = sum(_num_params(self._layer.get_submodule(path)) for path in modules)
         for path, kept in rows.items():
             linear = self._linear(path)

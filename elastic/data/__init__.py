@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elastic.data.task import Metric, Task, measure
 from elastic.errors import RecipeError
-from elastic.recipe import DigitsData, ImageData, Recipe, StdlibData, TextData
+from elastic.recipe import DigitsData, ImageData, Recipe, StdlibData
 
 __all__ = ["Metric", "Task", "load_task", "measure"]
 

@@ -26,7 +26,8 @@ def digits_task(section: DigitsData) -> Task:
     }
     return Task(
         datasets={
-            name: [{"pixel_values": images[i], "labels": labels[i]} for i in indices] for name, indices in splits.items()
+            name: [{"pixel_values": images[i], "labels": labels[i]} for i in indices]
+            for name, indices in splits.items()
         },
         metric=ACCURACY,
         model_config={"num_labels": 10, "image_size": 8, "num_channels": 1},

@@ -59,6 +59,7 @@ def text_task(section: TextData) -> Task:
         "validation": [text[validation_start:test_start]],
         "test": [text[test_start:]],
     }
+    tokenizer: PreTrainedTokenizerBase
     if section.tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(section.tokenizer)
     else:

@@ -1,4 +1,4 @@
-"""What Elastic must know of an architecture: where its layers, projections and norms are, and how a sub-layer is skipped."""
+"""What Elastic must know of an architecture: where its layers and projections are, and how a sub-layer is skipped."""
 
 from __future__ import annotations
 

@@ -81,11 +81,11 @@ def _nest_layer(
     for axis, modules in (("heads", family.skip_attention), ("ffn", family.skip_mlp)):
         for path, skip in modules.items():
             module = layer.get_submodule(path)
-            module.__class__ = skippable_class(type(module), skip)
+            module.__class__ = skippable_class(type(module), skip)  # type: ignore[arg-type]
             module.nested = Position(active, index, axis)  # type: ignore[assignment,arg-type]
     layer.nested_active = active  # type: ignore[assignment]
     layer.nested_index = index  # type: ignore[assignment]
-    layer.__class__ = nested_layer_class(type(layer))
+    layer.__class__ = nested_layer_class(type(layer))  # type: ignore[arg-type]
 
 
 def _nest_rows(layer: nn.Module, path: str, position: Position) -> None:

@@ -128,9 +128,7 @@ def _thinned(subnets: Iterable[Subnet], limit: int, rng: random.Random) -> list[
     return kept
 
 
-def measure_all(
-    found: Sequence[Candidate], evaluate: Evaluate, on_progress: Progress | None = None
-) -> list[Measured]:
+def measure_all(found: Sequence[Candidate], evaluate: Evaluate, on_progress: Progress | None = None) -> list[Measured]:
     """Measure every candidate."""
     measured = []
     for index, candidate in enumerate(found):
@@ -169,7 +167,7 @@ def landscape(
 
 
 def default_input_shapes(model: PreTrainedModel) -> InputShapes:
-    """Return the shapes of one example: an image of the configured size, or 128 tokens (fewer if the model ends there)."""
+    """Return the shapes of one example: an image of the configured size, or 128 tokens (or as many as the model takes)."""
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size

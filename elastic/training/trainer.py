@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from elastic.errors import ElasticError
 from elastic.nested import active, get_elastic
@@ -46,7 +46,7 @@ class ElasticMixin(_Base):
         granularities: Mapping[str, Subnet] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take what the Trainer takes, and besides:
+        """Take what the Trainer takes, and what follows.
 
         Args:
             sampler: which subnets a step runs.
@@ -57,14 +57,15 @@ class ElasticMixin(_Base):
             ElasticError: if the model is not elastic, or the process drives several GPUs.
         """
         super().__init__(*args, **kwargs)
-        self._elastic = get_elastic(self.model)
+        self._universal: PreTrainedModel = self.model  # type: ignore[assignment]
+        self._elastic = get_elastic(self._universal)
         if self.args.n_gpu > 1:
             raise ElasticError(
                 f"one process drives {self.args.n_gpu} GPUs, where DataParallel would ignore the active subnet; start "
                 "one process for each GPU with `accelerate launch`."
             )
         self.sampler = sampler
-        self.objective = objective or TaskLoss()
+        self.objective: Objective = objective or TaskLoss()
         self.granularities = dict(granularities or {})
         self._pass: _Pass | None = None
         self._micro_step = (-1, 0)
@@ -76,7 +77,7 @@ class ElasticMixin(_Base):
         try:
             losses = []
             for subnet in subnets:
-                with active(self.model, subnet):
+                with active(self._universal, subnet):
                     losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
         finally:
             self._pass = None
@@ -89,17 +90,21 @@ class ElasticMixin(_Base):
         return self._micro_step
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Apply the objective in training; in evaluation, the Trainer's own loss."""
         if self._pass is None:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mask = inputs.get("attention_mask")
-        task_loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
         # The Trainer divides mean losses by the accumulation steps, but not losses that the model
         # normalised over the whole accumulated batch: distillation is a mean in either case.
-        already_scaled = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
+        already_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if already_scaled else 1
         loss = self.objective(task_loss * steps, logits, self._pass.teacher, mask) / steps
         if self._pass.teacher is None:
@@ -116,8 +121,8 @@ class ElasticMixin(_Base):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or model not in (None, self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, config=self.model.config)
-        self.model.load_state_dict(saved.state_dict())
+        saved = type(self._universal).from_pretrained(resume_from_checkpoint, config=self._universal.config)
+        self._universal.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, with the names that `_load_from_checkpoint` knows."""
@@ -141,7 +146,7 @@ class ElasticMixin(_Base):
         for name, subnet in self.granularities.items():
             if subnet == largest:
                 continue
-            with active(self.model, subnet):
+            with active(self._universal, subnet):
                 measured = self.evaluation_loop(
                     self.get_eval_dataloader(eval_dataset),
                     description=f"Evaluation of {name}",
@@ -149,9 +154,10 @@ class ElasticMixin(_Base):
                     ignore_keys=ignore_keys,
                     metric_key_prefix=f"{metric_key_prefix}_{name}",
                 ).metrics
+            assert measured is not None
             self.log(measured)
             metrics.update(measured)
-        with active(self.model, largest):
+        with active(self._universal, largest):
             of_largest = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         for name, subnet in self.granularities.items():
             if subnet == largest:

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: tiny
 task: image-classification
-model: {family: vit, config: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, patch_size: 2}}
+model:
+  family: vit
+  config: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, patch_size: 2}
 data: {source: digits}
 space: {ffn: [0.25, 0.5, 1.0], heads: [0.5, 1.0], layers: [1, 2]}
 granularities: {S: {ffn: 0.25, heads: 0.5, layers: 1}, XL: {}}

@@ -93,9 +93,7 @@ def test_budgets(universal_dir, tmp_path):
     refused(elastic("extract", universal_dir, "--flops", "-5", "-o", tmp_path / "x"), "'-5' is not a budget")
     refused(elastic("extract", universal_dir, "-o", tmp_path / "x"), "no budget is given; add --flops 2G")
     refused(elastic("search", universal_dir), "no budget is given")
-    refused(
-        elastic("extract", universal_dir, "--flops", "1G", "--subnet", "{}", "-o", tmp_path / "x"), "not both"
-    )
+    refused(elastic("extract", universal_dir, "--flops", "1G", "--subnet", "{}", "-o", tmp_path / "x"), "not both")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -139,7 +139,10 @@ def test_language_model_end_to_end(tmp_path):
         f"""
 name: lm
 task: causal-lm
-model: {{family: llama, config: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 64}}}}
+model:
+  family: llama
+  config:
+    {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 64}}
 data: {{source: text, paths: ["{text}"], vocab_size: 300, sequence_length: 32}}
 space: {{ffn: [0.25, 1.0], heads: [0.5, 1.0]}}
 training: {{sampler: {{name: joint}}, arguments: {{max_steps: 5, use_cpu: true, dataloader_pin_memory: false}}}}

@@ -69,5 +69,3 @@ def test_there_is_nothing_to_resume(recipe_file, tmp_path):
     assert result.code == 2
     assert "there is no unfinished run at" in result.err
     assert list(tmp_path.iterdir()) == []
-
-

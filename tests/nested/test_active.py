@@ -81,9 +81,7 @@ def test_two_threads_do_not_disturb_each_other(universal):
     def run(index):
         with active(universal, subnets[index]):
             barrier.wait()
-            differences[index] = max(
-                largest_difference(expected[index], outputs(universal, inputs)) for _ in range(10)
-            )
+            differences[index] = max(largest_difference(expected[index], outputs(universal, inputs)) for _ in range(10))
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(subnets))]
     for thread in threads:
@@ -148,8 +146,9 @@ def test_making_elastic_twice_is_refused(universal):
 
 
 def test_wrong_subnets_are_refused(universal):
-    with pytest.raises(SpaceError, match="the subnet has 1 layers, and the model has 3"), active(
-        universal, Subnet((64,), (4,))
+    with (
+        pytest.raises(SpaceError, match="the subnet has 1 layers, and the model has 3"),
+        active(universal, Subnet((64,), (4,))),
     ):
         pass
 

@@ -17,9 +17,7 @@ def beats(a, b):
     return a.cost.flops <= b.cost.flops and at_least and strict
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=20), st.booleans()
-)
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=20), st.booleans())
 def test_front_is_what_no_other_point_beats(pairs, higher_is_better):
     points = [point(f * 10, float(v), higher_is_better=higher_is_better, width=i + 1) for i, (f, v) in enumerate(pairs)]
     unbeaten = [p for p in points if not any(beats(q, p) for q in points)]

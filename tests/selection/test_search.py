@@ -60,7 +60,9 @@ def test_several_budgets_hold_together(universal):
 
 def test_a_budget_that_nothing_meets_names_the_smallest(universal):
     smallest = CostModel.of(universal, default_input_shapes(universal)).cost(get_elastic(universal).resolved.smallest)
-    with pytest.raises(BudgetError, match=rf"no subnet has flops of at most 10; the smallest has .*\({smallest.flops}\)"):
+    with pytest.raises(
+        BudgetError, match=rf"no subnet has flops of at most 10; the smallest has .*\({smallest.flops}\)"
+    ):
         search(universal, Budget(flops=10), size)
 
 
@@ -80,7 +82,16 @@ def test_landscape_spans_the_range_of_costs(universal):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2G", 2e9), ("500M", 5e8), ("1.5e9", 1.5e9), ("64MiB", 64 * 2**20), ("60%", 600), (" 10k ", 1e4), (7, 7), ("3kb", 3e3)],
+    [
+        ("2G", 2e9),
+        ("500M", 5e8),
+        ("1.5e9", 1.5e9),
+        ("64MiB", 64 * 2**20),
+        ("60%", 600),
+        (" 10k ", 1e4),
+        (7, 7),
+        ("3kb", 3e3),
+    ],
 )
 def test_quantities(text, value):
     assert parse_quantity(text, of=1000) == value

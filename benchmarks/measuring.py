@@ -16,7 +16,9 @@ import torch
 from elastic.pipeline import versions
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 3
+) -> dict[str, list[float]]:
     """Run every contestant once a round, in alternating order; return their seconds, round by round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(warmup + rounds):
