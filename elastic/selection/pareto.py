@@ -23,7 +23,8 @@ def check_cost(cost: str) -> None:
 def pareto_front(points: Sequence[Measured], cost: str = "flops") -> list[Measured]:
     """Return the points that no other beats, cheapest first.
 
-    A point is beaten by one that costs at most as much, is at least as good, and is better in one of the two. Of points that are equal in both, the first is kept.
+    A point is beaten by one that costs at most as much, is at least as good, and is better in one
+    of the two. Of points that are equal in both, the first is kept.
 
     Raises:
         BudgetError: if ``cost`` is unknown.

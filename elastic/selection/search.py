@@ -167,7 +167,7 @@ def landscape(
 
 
 def default_input_shapes(model: PreTrainedModel) -> InputShapes:
-    """Return the shapes of one example: an image of the configured size, or 128 tokens (or as many as the model takes)."""
+    """Return the shapes of one example: one image, or 128 tokens (fewer if the model takes no more)."""
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size
