@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -71,9 +72,12 @@ def train(
     granularities = resolve_granularities(recipe, get_elastic(model))
     sampler = _sampler(recipe, get_elastic(model), list(granularities.values()))
     objective = _objective(recipe)
-    # Only now is anything written: a recipe that does not fit leaves no trace.
-    work.mkdir(parents=True, exist_ok=resume)
-    (work / RECIPE_NAME).write_text(_described(recipe))
+    # Only now is anything written, by one process: a recipe that does not fit leaves no trace.
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        work.mkdir(parents=True, exist_ok=resume)
+        (work / RECIPE_NAME).write_text(_described(recipe))
     trainer = ElasticTrainer(
         model=model,
         args=arguments,

@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_traced_is_named_in_one_sentence(tmp_path, capfd)
 
 def test_an_existing_folder_is_not_touched(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputExistsError, match="is there already"):
+    with pytest.raises(OutputExistsError, match="exists already"):
         export_onnx(tiny_vit(), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
