@@ -52,7 +52,12 @@ _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
 
 
 def train(
-    recipe: Recipe, output: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    progress_bar: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Train the universal model of a recipe and write it to ``output``; return its metrics on validation data.
 
@@ -66,7 +71,7 @@ def train(
     work = output.parent / f"{output.name}.training"
     _check_resumable(work, recipe, resume)
     transformers.set_seed(recipe.seed)
-    arguments = training_arguments(recipe, work)
+    arguments = training_arguments(recipe, work, progress_bar=progress_bar)
     task = load_task(recipe)
     model = build_model(recipe, task)
     granularities = resolve_granularities(recipe, get_elastic(model))
@@ -192,7 +197,7 @@ def resolve_granularities(recipe: Recipe, info: Elastic) -> dict[str, Subnet]:
     return {name: info.resolved.granularity(choices) for name, choices in recipe.granularities.items()}
 
 
-def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True) -> TrainingArguments:
     """Return the Trainer's arguments of a recipe.
 
     Raises:
@@ -205,7 +210,7 @@ def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
             raise RecipeError(f"unknown key 'training.arguments.{key}'{did_you_mean(key, known)}")
         if key in _OURS:
             raise RecipeError(f"training.arguments.{key} is set by Elastic; leave it out (the recipe has a 'seed').")
-    defaults = {"report_to": "none", "save_total_limit": 2}
+    defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar}
     try:
         return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
     except (TypeError, ValueError) as error:
@@ -328,7 +333,7 @@ def extract_checkpoint(universal: Universal, chosen: Measured, output: Path) -> 
         verify_extraction(universal.model, subnet, small, _on(universal.model, batch, tokens)) for batch in (1, 4)
     ]
     test_quality = None
-    if "test" in universal.task.datasets:
+    if "test" in universal.task.splits:
         value, count = measure(small, universal.task, "test")
         metric = universal.task.metric
         test_quality = Quality(metric.name, value, metric.higher_is_better, "test", count).to_dict()

@@ -61,12 +61,12 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     rows = []
     for seed in range(args.seeds):
-        recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}", "training.arguments.disable_tqdm=true"])
+        recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
-            train(recipe, Path(folder) / "universal")
+            train(recipe, Path(folder) / "universal", progress_bar=False)
             universal = Universal.open(Path(folder) / "universal")
             for name, subnet in universal.granularities.items():
-                train(alone(recipe, subnet), Path(folder) / name)
+                train(alone(recipe, subnet), Path(folder) / name, progress_bar=False)
                 single = Universal.open(Path(folder) / name)
                 full = single.elastic.resolved.largest
                 cost = universal.cost_model.cost(subnet)

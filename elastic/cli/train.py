@@ -29,9 +29,7 @@ def train(
     from elastic.cli.training_log import TrainingLog
     from elastic.pipeline import train as run
 
-    if not sys.stderr.isatty():
-        settings = load_recipe(recipe, [*(overrides or []), "training.arguments.disable_tqdm=true"])
-    metrics = run(settings, output, resume=resume, callbacks=[TrainingLog()])
+    metrics = run(settings, output, resume=resume, progress_bar=sys.stderr.isatty(), callbacks=[TrainingLog()])
     if as_json:
         print_json({"output": str(output), "metrics": metrics})
         return

@@ -38,10 +38,17 @@ class Task:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     """How raw inputs become tensors, in words that a manifest can carry."""
     tokenizer: PreTrainedTokenizerBase | None = None
+    measure_batch_size: int = 256
+    """Examples that `measure` runs at once; their logits are held in memory."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have examples."""
+        return tuple(split for split, dataset in self.datasets.items() if len(dataset))
 
     def __post_init__(self) -> None:
         for split in ("train", "validation"):
-            if split not in self.datasets or len(self.datasets[split]) == 0:
+            if split not in self.splits:
                 raise RecipeError(f"the data has no {split} examples; give more data, or another share to hold out.")
 
 
@@ -61,19 +68,19 @@ ACCURACY = Metric("accuracy", higher_is_better=True, counts=accuracy_counts)
 NEXT_TOKEN_LOSS = Metric("loss", higher_is_better=False, counts=next_token_loss_counts)
 
 
-def measure(model: PreTrainedModel, task: Task, split: str, *, batch_size: int = 256) -> tuple[float, int]:
+def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]:
     """Return the model's metric on a split, and the number of items that it is the mean of.
 
     Raises:
         RecipeError: if the task has no such split.
     """
-    if split not in task.datasets:
-        raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.datasets)}.")
+    if split not in task.splits:
+        raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.splits)}.")
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
-        for batch in DataLoader(task.datasets[split], batch_size=batch_size):
+        for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size):
             labels = batch.pop("labels")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             batch_sum, batch_count = task.metric.counts(model(**inputs)["logits"].cpu(), labels)

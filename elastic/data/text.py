@@ -104,6 +104,7 @@ def _text_task(splits: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBa
         input_shapes={"input_ids": (1, sequence_length)},
         preprocess={"text": "byte-pair tokens of the tokenizer beside the model"},
         tokenizer=tokenizer,
+        measure_batch_size=16,
     )
 
 
