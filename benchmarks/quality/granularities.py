@@ -1,6 +1,6 @@
 r"""Each granularity of the universal model against a model of that size trained alone for as many optimizer steps.
 
-Iso-step and iso-data: a universal step runs several subnets, so it costs more: the columns of seconds say what.
+Iso-step and iso-data, not iso-FLOP: a universal step runs several subnets, and costs the sum of their FLOPs.
 Test data is used once, by this benchmark, after all choices.
 
     python benchmarks/quality/granularities.py recipes/matformer_vit_digits.yaml \
@@ -81,8 +81,6 @@ def main() -> None:
                         "metric": universal.task.metric.name,
                         "universal": universal.measure(subnet, args.split).value,
                         "alone": single.measure(full, args.split).value,
-                        "universal_seconds": universal.record.training["seconds"],
-                        "alone_seconds": single.record.training["seconds"],
                     }
                 )
                 print(rows[-1], flush=True)

@@ -3,6 +3,8 @@
 A random ViT of ViT-Ti's sizes, cut to half of its FLOPs in three ways; and, if given, the demo's trained model.
 
     python benchmarks/speed/onnx_latency.py -o benchmarks/results/onnx_latency.csv --bundles demo/full demo/bundle
+
+where demo/full is the largest subnet of demo/universal, extracted with --subnet and exported.
 """
 
 from __future__ import annotations
@@ -56,11 +58,12 @@ def main() -> None:
         flops = cost_model.cost(subnet).flops
         rows.append({"model": f"ViT-Ti: {name}", "flops_ratio": flops / largest, "latency_ratio": ratio,
                      "median_ms": bench.median_ms})  # fmt: skip
-    if args.bundles:
-        report = compare_latency(args.bundles, threads=args.threads, rounds=10 * args.rounds)
+    for batch in (1, 64) if args.bundles else ():
+        report = compare_latency(args.bundles, batch=batch, threads=args.threads, rounds=10 * args.rounds)
         flops = [read_bundle(path).cost["flops"] for path in args.bundles]
         for path, cost, bench, ratio in zip(args.bundles, flops, report.bundles, report.ratios, strict=True):
-            rows.append({"model": f"digits: {path.name}", "flops_ratio": cost / flops[0], "latency_ratio": ratio,
+            name = f"digits, batch {batch}: {path.name}"
+            rows.append({"model": name, "flops_ratio": cost / flops[0], "latency_ratio": ratio,
                          "median_ms": bench.median_ms})  # fmt: skip
     write_csv(args.output, rows)
     for row in rows:
