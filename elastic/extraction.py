@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from elastic.errors import CheckError
 from elastic.families import Family, Skip
@@ -176,21 +177,27 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
 def verify_extraction(
     model: PreTrainedModel, subnet: Subnet, small: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
 ) -> float:
-    """Return the largest difference between the outputs of ``small`` and of ``model`` running ``subnet``.
+    """Return the largest difference between all outputs of ``small`` and of ``model`` running ``subnet``.
 
     Raises:
         CheckError: if it is above `TOLERANCE`, or not a number.
     """
     with torch.no_grad(), _evaluating(model), _evaluating(small):
         with active(model, subnet):
-            expected = model(**inputs)
-        difference = largest_difference(expected[0], small(**inputs)[0])
+            expected = _tensors(model(**inputs))
+        actual = _tensors(small(**inputs))
+    # The largest of the list, NaN included, which Python's max would lose.
+    difference = float(torch.tensor([largest_difference(*pair) for pair in zip(expected, actual, strict=True)]).max())
     if not difference <= TOLERANCE:
         raise CheckError(
             f"the extracted model differs from the universal one by {difference:.1e}, more than {TOLERANCE:.0e}; "
             "nothing was written."
         )
     return difference
+
+
+def _tensors(outputs: ModelOutput) -> list[torch.Tensor]:
+    return [value for value in outputs.to_tuple() if isinstance(value, torch.Tensor)]
 
 
 def largest_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -35,6 +36,11 @@ def tiny_bert_masked_lm() -> PreTrainedModel:
     return _randomised(BertForMaskedLM, BertConfig(**_SIZES, vocab_size=60, max_position_embeddings=40))
 
 
+def tiny_bert_base() -> PreTrainedModel:
+    """No head: the layers are not behind the base model's prefix."""
+    return _randomised(BertModel, BertConfig(**_SIZES, vocab_size=60, max_position_embeddings=40))
+
+
 def tiny_llama() -> PreTrainedModel:
     config = LlamaConfig(
         **_SIZES,
@@ -48,7 +54,13 @@ def tiny_llama() -> PreTrainedModel:
     return _randomised(LlamaForCausalLM, config)
 
 
-MODELS = {"vit": tiny_vit, "bert": tiny_bert, "bert_masked_lm": tiny_bert_masked_lm, "llama": tiny_llama}
+MODELS = {
+    "vit": tiny_vit,
+    "bert": tiny_bert,
+    "bert_base": tiny_bert_base,
+    "bert_masked_lm": tiny_bert_masked_lm,
+    "llama": tiny_llama,
+}
 
 
 def _randomised(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 import typer
 
 from elastic.errors import ElasticError
+
+_NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?[kMGT]?")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,7 +75,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
 
         table = Table(title=escape(title) or None, title_justify="left")
         for column in columns:
-            table.add_column(column, justify="right" if _is_numeric(rows, column) else "left")
+            numeric = all(_NUMBER.fullmatch(str(row[column])) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
         for row in cells:
             table.add_row(*map(escape, row))
         Console().print(table)
@@ -82,10 +86,6 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         typer.echo(title)
     for row in [columns, *cells]:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
-    return all(str(row[column])[:1].isdigit() for row in rows)
 
 
 def note(text: str) -> None:
