@@ -46,9 +46,12 @@ class CostModel:
         self._element_bytes = (getattr(config, "dtype", None) or torch.float32).itemsize
         self._layer = elastic.family.find_layers(self._model)[1][0]
         self._batch, self._tokens = self._trace_layer_input()
+        # A search asks for thousands of subnets that are made of few distinct layers.
+        self._layer_flops = functools.cache(lambda ffn, heads: self._attention_flops(heads) + self._mlp_flops(ffn))
+        self._layer_params = functools.cache(self._count_layer_params)
+        self._traced_peak = functools.cache(self._trace_peak)
         self._outside_flops = self._traced_flops() - self._layers_flops(self._full)
         self._total_params = sum(p.numel() for p in self._model.parameters())
-        self._traced_peak = functools.cache(self._trace_peak)
 
     @classmethod
     def of(cls, model: PreTrainedModel, input_shapes: InputShapes) -> CostModel:
@@ -74,10 +77,7 @@ class CostModel:
     # FLOPs
 
     def _layers_flops(self, subnet: Subnet) -> int:
-        return sum(
-            self._attention_flops(heads) + self._mlp_flops(ffn)
-            for ffn, heads in zip(subnet.ffn, subnet.heads, strict=True)
-        )
+        return sum(self._layer_flops(ffn, heads) for ffn, heads in zip(subnet.ffn, subnet.heads, strict=True))
 
     def _attention_flops(self, heads: int) -> int:
         projected = sum(self._projection_rows(p.shared_by_group, heads) * self._linear(p.path).in_features
@@ -101,7 +101,7 @@ class CostModel:
         layers = sum(self._layer_params(ffn, heads) for ffn, heads in zip(subnet.ffn, subnet.heads, strict=True))
         return self._total_params - full_layer * self._dims.num_layers + layers
 
-    def _layer_params(self, ffn: int, heads: int) -> int:
+    def _count_layer_params(self, ffn: int, heads: int) -> int:
         if not ffn and not heads:
             return 0
         sublayers = [*self._family.skip_attention, *self._family.skip_mlp]
