@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from elastic.errors import BudgetError, did_you_mean
@@ -24,7 +25,8 @@ def pareto_front(points: Sequence[Measured], cost: str = "flops") -> list[Measur
     """Return the points that no other beats, cheapest first.
 
     A point is beaten by one that costs at most as much, is at least as good, and is better in one
-    of the two. Of points that are equal in both, the first is kept.
+    of the two. Of points that are equal in both, the first is kept. A quality that is not finite (a
+    subnet that overflowed) is on no front.
 
     Raises:
         BudgetError: if ``cost`` is unknown.
@@ -36,7 +38,7 @@ def pareto_front(points: Sequence[Measured], cost: str = "flops") -> list[Measur
         return getattr(point.cost, cost), -value if point.quality.higher_is_better else value
 
     front: list[Measured] = []
-    for point in sorted(points, key=order):
+    for point in sorted((p for p in points if math.isfinite(p.quality.value)), key=order):
         if not front or point.quality.better_than(front[-1].quality):
             front.append(point)
     return front

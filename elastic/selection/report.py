@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -48,7 +49,7 @@ def _cost_label(points: Sequence[Measured], cost: str) -> str:
 
 def _quality_label(points: Sequence[Measured]) -> str:
     quality = points[0].quality
-    return f"{quality.metric} ({quality.split}, {quality.num_examples:,})"
+    return f"{quality.metric} ({quality.split}, {quality.num_examples:,} examples)"
 
 
 def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path) -> None:
@@ -71,7 +72,7 @@ def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path
                 "description": data["description"],
             }
         )
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -84,26 +85,32 @@ def _write_png(points: Sequence[Measured], front: Sequence[Measured], path: Path
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    axes.step(*zip(*((getattr(p.cost, cost), p.quality.value) for p in front), strict=True), where="post",
+    axes.step([getattr(p.cost, cost) for p in front], [p.quality.value for p in front], where="post",
               color="#c4472b", alpha=0.5, linewidth=1.2, label="Pareto front", zorder=1)  # fmt: skip
     for kind, style in _STYLES.items():
-        chosen = [point for point in points if point.kind == kind]
+        chosen = [point for point in points if point.kind == kind and math.isfinite(point.quality.value)]
         if chosen:
             axes.scatter([getattr(p.cost, cost) for p in chosen], [p.quality.value for p in chosen], zorder=2, **style)
     for point in points:
-        if point.name:
+        if point.name and math.isfinite(point.quality.value):
             at = (getattr(point.cost, cost), point.quality.value)
-            axes.annotate(_literal(point.name), at, xytext=(7, -12), textcoords="offset points", weight="bold")
+            label = axes.annotate(
+                _literal(point.name, 24), at, xytext=(7, -12), textcoords="offset points", weight="bold"
+            )
+            label.set_in_layout(False)  # A long name would squeeze the axes.
     if not points[0].quality.higher_is_better:
         axes.invert_yaxis()
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(title=_literal(title), xlabel=_cost_label(points, cost), ylabel=_literal(_quality_label(points)))
+    axes.set(
+        title=_literal(title, 70), xlabel=_literal(_cost_label(points, cost)), ylabel=_literal(_quality_label(points))
+    )
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _literal(text: str) -> str:
+def _literal(text: str, length: int = 200) -> str:
+    text = text if len(text) <= length else text[: length - 1] + "…"
     return text.replace("$", r"\$")
 
 
@@ -117,8 +124,18 @@ def _write_page(
         "costLabel": _cost_label(points, cost),
         "qualityLabel": _quality_label(points),
         "higherIsBetter": points[0].quality.higher_is_better,
-        "points": [{**point.to_dict(), "onFront": point in front} for point in points],
+        "points": [_page_point(point, point in front) for point in points],
     }
     template = resources.files("elastic.selection").joinpath("report_page.html").read_text(encoding="utf-8")
     # Inside a script element, only "</script" and "<!--" could end the data.
-    path.write_text(template.replace("/*DATA*/", json.dumps(data).replace("<", "\\u003c")), encoding="utf-8")
+    path.write_text(
+        template.replace("/*DATA*/", json.dumps(data, allow_nan=False).replace("<", "\\u003c")), encoding="utf-8"
+    )
+
+
+def _page_point(point: Measured, on_front: bool) -> dict[str, Any]:
+    """The JSON form for a browser, whose JSON has no NaN and no infinity: null instead."""
+    data = point.to_dict()
+    if not math.isfinite(point.quality.value):
+        data["quality"]["value"] = None
+    return {**data, "onFront": on_front}

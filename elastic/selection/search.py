@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from elastic.cost import Budget, Cost, CostModel, InputShapes, Limits
+from elastic.errors import CheckError
 from elastic.nested import get_elastic
 from elastic.selection.measured import Measured, Quality
 from elastic.space import ResolvedSpace, Subnet
@@ -61,6 +63,7 @@ def search(
 
     Raises:
         BudgetError: if no subnet meets the budget; names what the smallest needs.
+        CheckError: if no measured quality is a finite number.
     """
     space = get_elastic(model).resolved
     cost_model = CostModel.of(model, input_shapes or default_input_shapes(model))
@@ -69,12 +72,16 @@ def search(
     found = candidates(space, cost_model, limits, num_candidates, uniform_only=uniform_only, seed=seed)
     measured = measure_all(found, evaluate, on_progress)
     ranked = sorted(measured, key=rank)
+    if not math.isfinite(ranked[0].quality.value):
+        raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
     return SearchResult(best=ranked[0], measured=ranked, limits=limits)
 
 
 def rank(point: Measured) -> tuple[float, int]:
-    """Sort key that puts the best quality first, and among equals the fewest FLOPs."""
+    """Sort key that puts the best quality first, and among equals the fewest FLOPs; last what is not finite."""
     value = point.quality.value
+    if not math.isfinite(value):
+        return math.inf, point.cost.flops
     return (-value if point.quality.higher_is_better else value, point.cost.flops)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from elastic.errors import BudgetError
 from elastic.selection.pareto import pareto_front
+from elastic.selection.search import rank
 from tests.selection.points import point
 
 
@@ -36,3 +37,11 @@ def test_other_costs():
     assert len(pareto_front([point(100, 1.0), point(200, 2.0)], "memory_bytes")) == 2
     with pytest.raises(BudgetError, match="unknown cost 'flop'; did you mean 'flops'?"):
         pareto_front([], "flop")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_neither_is_on_the_front_nor_hides_others(value):
+    good = [point(150, 70.0, width=2), point(200, 90.0, width=3)]
+    diverged = point(100, value)
+    assert pareto_front([diverged, *good]) == good
+    assert sorted([diverged, *good], key=rank)[-1] is diverged

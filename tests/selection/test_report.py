@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from elastic.selection.report import write_report
+from elastic.selection.report import _literal, write_report
 from tests.selection.points import point
 
 HOSTILE = "</script><script>alert('x')</script> $x_1 & \"q\""
@@ -51,7 +51,7 @@ def test_report(tmp_path, higher_is_better):
     assert data["title"] == HOSTILE
     assert [p["onFront"] for p in data["points"]] == ([True, False, True] if higher_is_better else [True, True, False])
     assert data["points"][0]["subnet"] == {"ffn": [8], "heads": [2]}
-    assert data["qualityLabel"].endswith("(validation, 359)")
+    assert data["qualityLabel"].endswith("(validation, 359 examples)")
     assert "pixel_values 1x1x8x8" in data["costLabel"]
     with (tmp_path / "pareto.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -65,3 +65,20 @@ def test_report(tmp_path, higher_is_better):
 def test_a_single_point(tmp_path):
     write_report([point()], tmp_path, model_name="one", model_dir="m", cost="params")
     assert (tmp_path / "index.html").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_quality_that_is_not_finite_is_in_the_table_only(tmp_path, value):
+    write_report([point(100, value), point(200, 90.0, width=3)], tmp_path, model_name="one", model_dir="m")
+    data = json.loads(Page((tmp_path / "index.html").read_text()).data, parse_constant=pytest.fail)
+    assert [p["quality"]["value"] for p in data["points"]] == [None, 90.0]
+    assert [p["onFront"] for p in data["points"]] == [False, True]
+
+
+def test_nothing_finite_at_all(tmp_path):
+    write_report([point(100, float("nan"))], tmp_path, model_name="one", model_dir="m")
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+
+
+def test_a_long_name_leaves_room_for_the_axes():
+    assert len(_literal("M" * 60, 24)) == 24

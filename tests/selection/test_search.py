@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.cost import Budget, CostModel, parse_quantity
-from elastic.errors import BudgetError
+from elastic.errors import BudgetError, CheckError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
 from elastic.selection.search import landscape
@@ -64,6 +64,13 @@ def test_a_budget_that_nothing_meets_names_the_smallest(universal):
         BudgetError, match=rf"no subnet has flops of at most 10; the smallest has .*\({smallest.flops}\)"
     ):
         search(universal, Budget(flops=10), size)
+
+
+def test_a_quality_that_is_no_number_never_wins(universal):
+    values = iter([float("nan"), 1.0, 2.0, *[float("inf")] * 50])
+    assert search(universal, Budget(flops="90%"), lambda subnet: next(values)).best.quality.value == 2.0
+    with pytest.raises(CheckError, match="has a finite quality; the model has diverged"):
+        search(universal, Budget(flops="90%"), lambda subnet: float("nan"))
 
 
 def test_no_budget(universal):
