@@ -44,7 +44,7 @@ class CheckpointRecord(BaseModel):
 
     subnet: dict[str, list[int]] | None = None
     """Extracted: which subnet of the universal model this is."""
-    universal_dims: dict[str, int] | None = None
+    universal_dims: ModelDims | None = None
     """Extracted: the sizes of the universal model."""
     cost: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
@@ -108,8 +108,8 @@ def load(folder: str | Path) -> PreTrainedModel:
     if layers_differ:
         if record.subnet is None or record.universal_dims is None:
             raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")
-        dims = ModelDims(**record.universal_dims)
-        model_class = smaller_class(model_class, get_family(config), dims, config, Subnet.from_dict(record.subnet))
+        subnet = Subnet.from_dict(record.subnet)
+        model_class = smaller_class(model_class, get_family(config), record.universal_dims, config, subnet)
     return _from_pretrained(model_class, folder, config)
 
 
@@ -162,7 +162,7 @@ def model_class_of(folder: Path, config: PreTrainedConfig) -> type[PreTrainedMod
     """
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise CheckpointError(f"{folder / 'config.json'} names no model class of transformers in 'architectures'.")
     return model_class  # type: ignore[no-any-return]
 

@@ -343,7 +343,7 @@ def extract_checkpoint(universal: Universal, chosen: Measured, output: Path) -> 
         elastic_version=elastic.__version__,
         input_shapes={name: list(shape) for name, shape in universal.input_shapes.items()},
         subnet=subnet.to_dict(),
-        universal_dims=dataclasses.asdict(universal.elastic.dims),
+        universal_dims=universal.elastic.dims,
         cost=chosen.cost.to_dict(),
         quality=chosen.quality.to_dict(),
         test_quality=test_quality,

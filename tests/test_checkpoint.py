@@ -1,0 +1,89 @@
+"""Extracted checkpoints whose layers differ come back as they were; broken ones are refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from elastic.checkpoint import CheckpointRecord, load, save_checkpoint
+from elastic.errors import CheckpointError, OutputExistsError
+from elastic.extraction import extract, largest_difference, sample_inputs
+from elastic.folder import new_folder
+from elastic.nested import active, get_elastic
+from elastic.space import Subnet
+from tests.conftest import subnets
+
+DIFFERENT = Subnet(ffn=(13, 0, 64), heads=(2, 4, 0))
+
+
+def save_extracted(universal, subnet, folder):
+    record = CheckpointRecord(
+        kind="extracted",
+        family=universal.config.model_type,
+        elastic_version="0",
+        input_shapes={},
+        subnet=subnet.to_dict(),
+        universal_dims=get_elastic(universal).dims,
+    )
+    with new_folder(folder) as target:
+        save_checkpoint(extract(universal, subnet), record, target)
+
+
+@settings(max_examples=5)
+@given(subnet=subnets())
+def test_extracted_checkpoints_round_trip(universal, subnet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extracted") / "small"
+    save_extracted(universal, subnet, folder)
+    inputs = sample_inputs(universal.config, batch=2)
+    loaded = load(folder)
+    with active(universal, subnet), torch.no_grad():
+        assert largest_difference(universal(**inputs)[0], loaded(**inputs)[0]) <= 1e-5
+    # And once more, as a user would who trains the extracted model further.
+    again = folder.with_name("again")
+    record = CheckpointRecord.model_validate_json((folder / "elastic.json").read_text())
+    with new_folder(again) as target:
+        save_checkpoint(loaded, record, target)
+    with torch.no_grad():
+        assert largest_difference(load(again)(**inputs)[0], loaded(**inputs)[0]) == 0
+
+
+@pytest.mark.parametrize("universal", ["vit"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subnet": None}, "does not say which subnet this is"),
+        ({"universal_dims": None}, "does not say which subnet this is"),
+        ({"universal_dims": {"layers": 3}}, "is not a record of Elastic: universal_dims"),
+        ({"subnet": {"ffn": [13, 0, 63], "heads": [2, 4, 0]}}, "do not fit its config.json"),
+        ({"subnet": {"ffn": [13, 0], "heads": [2, 4]}}, "do not fit its config.json"),
+    ],
+)
+def test_records_that_contradict_the_weights(universal, tmp_path, changes, message):
+    save_extracted(universal, DIFFERENT, tmp_path / "small")
+    path = tmp_path / "small" / "elastic.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "small")
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("boom")
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "whole.txt").write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole.txt"]
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path):
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "out") as folder:
+        (folder / "ours.txt").write_text("ours")
+        (tmp_path / "out").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
