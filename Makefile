@@ -18,7 +18,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # From nothing to a proven ONNX file: train, plot, cut to half of the FLOPs, export, verify, measure.
 demo: $(INSTALLED)
-	@$(BIN)/python -m elastic.demo demo
+	rm -rf demo/report demo/half demo/bundle
+	test -d demo/universal || $(BIN)/elastic train recipes/matformer_vit_digits.yaml -o demo/universal $(if $(wildcard demo/universal.training),--resume)
+	$(BIN)/elastic info demo/universal
+	$(BIN)/elastic eval demo/universal
+	$(BIN)/elastic pareto demo/universal -o demo/report
+	$(BIN)/elastic extract demo/universal --flops 50% -o demo/half
+	$(BIN)/elastic export demo/half --to onnx -o demo/bundle
+	$(BIN)/elastic verify demo/bundle
+	$(BIN)/elastic bench demo/bundle
+	@echo "Done. Open demo/report/index.html in a browser."
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2
