@@ -167,10 +167,7 @@ def build_model(recipe: Recipe, task: Task) -> PreTrainedModel:
     if (section.family is None) == (section.pretrained is None):
         raise RecipeError("the recipe's model section needs either 'family' or 'pretrained'.")
     if section.pretrained is not None:
-        try:
-            model = auto_class.from_pretrained(section.pretrained, **{**task.model_config, **section.config})
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"the model '{section.pretrained}' cannot be loaded: {error}") from None
+        model = _load_pretrained(auto_class, section.pretrained, section.config, task)
     else:
         if section.family not in FAMILIES:
             raise RecipeError(f"model.family is '{section.family}'{did_you_mean(str(section.family), FAMILIES)}")
@@ -188,6 +185,34 @@ def build_model(recipe: Recipe, task: Task) -> PreTrainedModel:
                 raise RecipeError(f"model.config is not one of a {section.family} model: {error}") from None
             raise
     return make_elastic(model, SearchSpace.from_dict(recipe.space))  # type: ignore[no-any-return]
+
+
+def _load_pretrained(auto_class: Any, name: str, changes: Mapping[str, Any], task: Task) -> PreTrainedModel:
+    """Load a model that was trained before; only its head may be new, for other labels."""
+    labels = {key: task.model_config[key] for key in ("num_labels",) if key in task.model_config}
+    try:
+        model, loading = auto_class.from_pretrained(
+            name, **{**labels, **changes}, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"the model '{name}' cannot be loaded: {error}") from None
+    body = f"{model.base_model_prefix}."
+    foreign = sorted(key for key, *_ in loading["mismatched_keys"] if key.startswith(body))
+    if foreign or any(key.startswith(body) for key in loading["missing_keys"]):
+        wrong = (foreign or sorted(loading["missing_keys"]))[0]
+        raise RecipeError(
+            f"the weights of '{name}' do not fit its configuration: '{wrong}' is missing or of another size."
+        )
+    for key in ("image_size", "num_channels"):
+        taken, given = getattr(model.config, key, None), task.model_config.get(key)
+        if given is not None and given != taken:
+            raise RecipeError(f"the images have {key} {given}, and the model '{name}' takes {taken}.")
+    if task.model_config.get("vocab_size", 0) > getattr(model.config, "vocab_size", 0):
+        raise RecipeError(
+            f"the tokenizer has {task.model_config['vocab_size']} tokens, and the model '{name}' takes "
+            f"{model.config.vocab_size}; name its own tokenizer in data.tokenizer."
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def resolve_granularities(recipe: Recipe, info: Elastic) -> dict[str, Subnet]:

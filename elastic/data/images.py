@@ -40,14 +40,16 @@ def images_task(section: ImageData) -> Task:
     channels = first.shape[2] if first.ndim == 3 else 1
     label = raw["train"].features[section.label_column]
     num_labels = label.num_classes if isinstance(label, ClassLabel) else 1 + max(raw["train"][section.label_column])
+    shape = (channels, *first.shape[:2])
     return Task(
-        datasets={split: _Images(raw[split], section, flip=section.flip and split == "train") for split in SPLITS
-                  if split in raw},
+        datasets={
+            split: _Images(data, section, shape, flip=section.flip and split == "train") for split, data in raw.items()
+        },
         metric=ACCURACY,
-        model_config={"num_labels": num_labels, "image_size": first.shape[0], "num_channels": channels},
-        input_shapes={"pixel_values": (1, channels, *first.shape[:2])},
+        model_config={"num_labels": num_labels, "image_size": shape[1], "num_channels": channels},
+        input_shapes={"pixel_values": (1, *shape)},
         preprocess={"pixels": "in 0-1", "mean": list(section.mean), "std": list(section.std)},
-    )  # fmt: skip
+    )
 
 
 def _load(path: str) -> DatasetDict:
@@ -68,10 +70,11 @@ def _load(path: str) -> DatasetDict:
 class _Images(torch.utils.data.Dataset):
     """Decoded on first use and kept as bytes, so that each epoch after the first costs no decoding."""
 
-    def __init__(self, data: Dataset, section: ImageData, *, flip: bool) -> None:
+    def __init__(self, data: Dataset, section: ImageData, shape: tuple[int, ...], *, flip: bool) -> None:
         self._data, self._section, self._flip = data, section, flip
         self._labels = data[section.label_column]
         self._pixels: dict[int, torch.Tensor] = {}
+        self._shape = torch.Size(shape)
         self._mean = torch.tensor(section.mean).view(-1, 1, 1)
         self._std = torch.tensor(section.std).view(-1, 1, 1)
 
@@ -83,6 +86,11 @@ class _Images(torch.utils.data.Dataset):
             image = np.array(self._data[index][self._section.image_column])
             self._pixels[index] = torch.from_numpy(image if image.ndim == 3 else image[:, :, None]).permute(2, 0, 1)
         pixels = self._pixels[index]
+        if pixels.shape != self._shape:
+            raise RecipeError(
+                f"image {index} is {tuple(pixels.shape)} (channels, height, width), and others are {tuple(self._shape)}; "
+                "scale the images to one size first."
+            )
         if self._flip and torch.rand(()) < 0.5:
             pixels = pixels.flip(-1)
         return {
