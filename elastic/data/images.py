@@ -88,7 +88,7 @@ class _Images(torch.utils.data.Dataset):
         pixels = self._pixels[index]
         if pixels.shape != self._shape:
             raise RecipeError(
-                f"image {index} is {tuple(pixels.shape)} (channels, height, width), and others are {tuple(self._shape)}; "
+                f"image {index} is {tuple(pixels.shape)} (channels, height, width), others {tuple(self._shape)}; "
                 "scale the images to one size first."
             )
         if self._flip and torch.rand(()) < 0.5:
