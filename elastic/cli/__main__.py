@@ -1,4 +1,4 @@
-"""Lets launchers start the command line: ``accelerate launch -m elastic.cli train ...``."""
+"""Lets launchers start the command line: ``torchrun -m elastic.cli train ...``."""
 
 from elastic.cli.app import main
 

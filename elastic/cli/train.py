@@ -26,10 +26,14 @@ def train(
     from elastic.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
+    from accelerate import PartialState
+
     from elastic.cli.training_log import TrainingLog
     from elastic.pipeline import train as run
 
     metrics = run(settings, output, resume=resume, progress_bar=sys.stderr.isatty(), callbacks=[TrainingLog()])
+    if not PartialState().is_main_process:
+        return
     if as_json:
         print_json({"output": str(output), "metrics": metrics})
         return

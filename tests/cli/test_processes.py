@@ -18,11 +18,12 @@ from elastic.nested import get_elastic
 def test_two_processes_agree_on_the_subnets(recipe_file, tmp_path, sampler):
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "elastic.cli", "train", str(recipe_file), "-o",
-        str(out), "--set", f"training.sampler={sampler}", "--set", "training.arguments.per_device_train_batch_size=16",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "elastic.cli",
+        "train", str(recipe_file), "-o", str(out), "--set", f"training.sampler={sampler}",
+        "--set", "training.arguments.per_device_train_batch_size=16",
+        "--set", "training.arguments.ddp_backend=gloo",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     training = json.loads((out / "elastic.json").read_text())["training"]
