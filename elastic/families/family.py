@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,26 @@ class Skip(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Block:
+    """Rows (or columns) of one projection along an elastic axis: unit after unit, so that fewer units are a prefix."""
+
+    start: int
+    num_units: int
+    """Neurons, or key-value groups: heads that leave together."""
+    size: int
+    """Rows of one unit: 1 of a neuron, the head size times the group's heads of a key-value group."""
+
+    def rows(self, num_units: int) -> slice:
+        """Return the rows of the first ``num_units`` units."""
+        return slice(self.start, self.start + num_units * self.size)
+
+
+@dataclass(frozen=True)
 class Projection:
-    """A linear layer along an elastic axis, by its path inside one layer."""
+    """A linear layer along an elastic axis, by its path inside one layer.
+
+    A path that is named several times is a fused projection: its blocks lie one after the other, in this order.
+    """
 
     path: str
     shared_by_group: bool = False
@@ -86,6 +104,18 @@ class Family:
         explicit = getattr(config, "head_dim", None) if self.config_has_head_dim else None
         return int(explicit or config.hidden_size // getattr(config, self.heads_field))
 
+    def head_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:
+        """Return where the key-value groups lie in the rows of each projection into the heads."""
+        dims, head_dim = self.dims(config), self.head_dim(config)
+        sizes = [
+            (p.path, head_dim if p.shared_by_group else head_dim * dims.heads_per_group) for p in self.head_inputs
+        ]
+        return _blocks(sizes, dims.kv_heads)
+
+    def ffn_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:
+        """Return where the neurons lie in the rows of each projection into the FFN."""
+        return _blocks([(path, 1) for path in self.ffn_inputs], self.dims(config).ffn)
+
     def find_layers(self, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         """Return the path of the layer list inside the model, and the list.
 
@@ -101,3 +131,12 @@ class Family:
                 f"{type(model).__name__} has no layers at '{path}', as '{self.model_type}' models have; Elastic "
                 "supports the stock classes of transformers."
             ) from None
+
+
+def _blocks(sizes: Sequence[tuple[str, int]], num_units: int) -> dict[str, tuple[Block, ...]]:
+    found: dict[str, tuple[Block, ...]] = {}
+    for path, size in sizes:
+        before = found.get(path, ())
+        start = sum(block.num_units * block.size for block in before)
+        found[path] = (*before, Block(start, num_units, size))
+    return found
