@@ -107,9 +107,7 @@ class Family:
     def head_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:
         """Return where the key-value groups lie in the rows of each projection into the heads."""
         dims, head_dim = self.dims(config), self.head_dim(config)
-        sizes = [
-            (p.path, head_dim if p.shared_by_group else head_dim * dims.heads_per_group) for p in self.head_inputs
-        ]
+        sizes = [(p.path, head_dim if p.shared_by_group else head_dim * dims.heads_per_group) for p in self.head_inputs]
         return _blocks(sizes, dims.kv_heads)
 
     def ffn_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:
