@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from elastic.errors import FamilyError
 from elastic.families.bert import BERT
-from elastic.families.family import Family, Projection, Skip
+from elastic.families.family import Block, Family, Projection, Skip
 from elastic.families.llama import LLAMA
 from elastic.families.vit import VIT
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {family.model_type: family for family in (BERT, LLAMA, VIT)}
 
-__all__ = ["FAMILIES", "Family", "Projection", "Skip", "get_family"]
+__all__ = ["FAMILIES", "Block", "Family", "Projection", "Skip", "get_family"]
 
 
 def get_family(config: PreTrainedConfig) -> Family:
