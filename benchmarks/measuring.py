@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from elastic.pipeline import versions
+from elastic.pipeline.training import versions
 
 
 def interleaved(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from elastic.errors import CheckpointError
 from elastic.extraction import smaller_class
 from elastic.families import get_family
 from elastic.folder import sha256
-from elastic.nested import make_elastic
-from elastic.space import ModelDims, SearchSpace, Subnet
+from elastic.nested import Elastic, make_elastic
+from elastic.space import DropOrder, ModelDims, SearchSpace, Subnet
 
 FORMAT_VERSION = 1
 RECORD_NAME = "elastic.json"
@@ -37,6 +38,10 @@ class CheckpointRecord(BaseModel):
     """Weight files with their sha256."""
 
     space: dict[str, list[int | float]] = {}
+    drop_order: dict[str, list[int]] | None = None
+    """In which order layers and sub-layers leave; evenly spaced ones stay without it."""
+    ordering: dict[str, Any] | None = None
+    """How neurons, heads and layers of a pretrained model were ordered."""
     granularities: dict[str, dict[str, int | float]] = {}
     recipe: dict[str, Any] | None = None
     """The resolved recipe: data, metric and training of the universal model."""
@@ -50,6 +55,8 @@ class CheckpointRecord(BaseModel):
     quality: dict[str, Any] | None = None
     test_quality: dict[str, Any] | None = None
     verification: dict[str, Any] | None = None
+    correction: dict[str, Any] | None = None
+    """Extracted: how the weights were adjusted after the cut, and the quality after that."""
     source: dict[str, str] | None = None
     """Extracted: name and weight hashes of the universal model."""
 
@@ -90,8 +97,42 @@ def read_record(folder: Path) -> CheckpointRecord:
         raise CheckpointError(f"{path} is not a record of Elastic: {where}: {first['msg']}.") from None
 
 
-def load(folder: str | Path) -> PreTrainedModel:
+def described_drop_order(elastic: Elastic) -> dict[str, list[int]] | None:
+    """Return the drop order of a model as its record holds it."""
+    order = elastic.resolved.drop_order
+    return None if order is None else order.to_dict()
+
+
+_COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "spiece*",
+    "preprocessor_config.json", "processor_config.json", "chat_template*",
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[1-9]_*",
+)  # fmt: skip
+"""What may lie beside a model, and goes wherever it goes: tokenizers, processors, the parts of an embedder."""
+
+
+def copy_companions(source: str | Path, folder: Path) -> None:
+    """Copy tokenizer, processor and embedder files that ``folder`` does not have; a Hub name has none here."""
+    source = Path(source)
+    if not source.is_dir():
+        return
+    for pattern in _COMPANIONS:
+        for path in source.glob(pattern):
+            target = folder / path.name
+            if target.exists():
+                continue
+            if path.is_dir():
+                shutil.copytree(path, target)
+            else:
+                shutil.copyfile(path, target)
+
+
+def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
     """Load an Elastic checkpoint: a universal model, elastic again, or an extracted one.
+
+    Args:
+        folder: the checkpoint.
+        elastic: whether a universal model is made elastic again.
 
     Raises:
         CheckpointError: if a file is missing, truncated or not the one that was written.
@@ -104,7 +145,10 @@ def load(folder: str | Path) -> PreTrainedModel:
     model_class = model_class_of(folder, config)
     if record.kind == "universal":
         model = _from_pretrained(model_class, folder, config)
-        return make_elastic(model, SearchSpace.from_dict(record.space))
+        if not elastic:
+            return model
+        order = None if record.drop_order is None else DropOrder.from_dict(record.drop_order)
+        return make_elastic(model, SearchSpace.from_dict(record.space), order)
     if layers_differ:
         if record.subnet is None or record.universal_dims is None:
             raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")

@@ -75,7 +75,32 @@ class TextData(Section):
     test: float = Field(0.05, gt=0, lt=0.5, description="Share after that, which only the last evaluation sees.")
 
 
-DataSection = Annotated[DigitsData | StdlibData | ImageData | TextData, Field(discriminator="source")]
+class SentencePairData(Section):
+    """Pairs of sentences with their similarity, from parquet files or the Hub, for models that embed.
+
+    Trained on is every sentence of the train pairs and of ``unlabelled``, without labels and without the sentences of
+    the validation and test pairs; judged by the rank correlation of cosine similarity and score.
+    """
+
+    source: Literal["sentence-pairs"]
+    path: str = Field(description="Folder with {train,validation,test}.parquet, or the name of a Hub dataset.")
+    sentence_columns: tuple[str, str] = ("sentence1", "sentence2")
+    score_column: str = "score"
+    unlabelled: tuple[str, ...] = Field((), description="More sentences: parquet files with these columns, or text.")
+    max_train: int | None = Field(None, ge=1, description="Use only so many training sentences.")
+    max_length: int | None = Field(None, ge=8, description="Longest input in tokens; by default the embedder's own.")
+
+
+_DATA_SECTIONS: dict[str, type[BaseModel]] = {
+    "digits": DigitsData,
+    "stdlib": StdlibData,
+    "images": ImageData,
+    "text": TextData,
+    "sentence-pairs": SentencePairData,
+}
+DataSection = Annotated[
+    DigitsData | StdlibData | ImageData | TextData | SentencePairData, Field(discriminator="source")
+]
 
 
 class SamplerSection(Section):
@@ -92,11 +117,21 @@ class SamplerSection(Section):
 class ObjectiveSection(Section):
     """What each subnet of a step learns from."""
 
-    name: Literal["task", "distillation"] = Field(
-        "task", description="task: the labels. distillation: the step's first subnet teaches the others."
+    name: Literal["task", "distillation", "similarity"] = Field(
+        "task",
+        description="task: the labels. distillation: a teacher's logits. similarity: for embedders, which examples "
+        "of a batch the teacher finds alike.",
     )
-    temperature: float = Field(1.0, gt=0, description="distillation: softens both distributions.")
+    teacher: Literal["largest", "original"] = Field(
+        "largest",
+        description="largest: the step's first subnet, as it learns. original: the model that training started from, "
+        "frozen; it takes no labels.",
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="Softens both distributions; by default 1, and 0.05 for similarity."
+    )
     task_weight: float = Field(0.0, ge=0, le=1, description="distillation: share of the students' own task loss.")
+    hidden_weight: float = Field(0.0, ge=0, description="Weight of the distance of hidden states to the teacher's.")
 
 
 class TrainingSection(Section):
@@ -113,11 +148,13 @@ class Recipe(Section):
     name: str = Field(description="Short name, used in reports.")
     description: str = ""
     source: str = Field("", description="The publication that the recipe follows.")
-    task: Literal["image-classification", "causal-lm"]
+    task: Literal["image-classification", "causal-lm", "sentence-similarity"]
     model: ModelSection
     data: DataSection
     space: dict[str, list[Number]] = Field(
-        description="Choices of each axis (ffn, heads, layers, attention, mlp), as fractions or whole numbers."
+        {},
+        description="Choices of each axis (ffn, heads, layers, attention, mlp), as fractions or whole numbers; "
+        "by default that of a pretrained universal model.",
     )
     granularities: dict[str, dict[str, Number]] = Field(
         {}, description="Named uniform subnets, such as S: {ffn: 0.125}; axes left out are at their largest."
@@ -179,14 +216,14 @@ def _first_problem(error: ValidationError, data: Mapping[str, Any]) -> str:
     # An unknown key explains a missing one, so it is said first.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     # Pydantic puts the chosen kind of data into the path, which is no key of the file.
-    location = [str(part) for part in problem["loc"] if part not in ("digits", "stdlib", "images", "text")]
+    location = [str(part) for part in problem["loc"] if part not in _DATA_SECTIONS]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{where}'{did_you_mean(location[-1], _known_keys(location[:-1], data))}"
     if problem["type"] == "missing":
         return f"the key '{where}' is missing."
     if problem["type"].startswith("union_tag"):
-        return f"'{where}.source' must be one of digits, stdlib, images, text."
+        return f"'{where}.source' must be one of {', '.join(_DATA_SECTIONS)}."
     return f"'{where}' is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 
@@ -194,13 +231,7 @@ def _known_keys(path: Sequence[str], data: Mapping[str, Any]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in path:
         if part == "data":
-            kinds: dict[str, type[BaseModel]] = {
-                "digits": DigitsData,
-                "stdlib": StdlibData,
-                "images": ImageData,
-                "text": TextData,
-            }
-            section = kinds.get(str(data["data"].get("source")), DigitsData)
+            section = _DATA_SECTIONS.get(str(data["data"].get("source")), DigitsData)
             continue
         annotation = section.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -131,6 +131,18 @@ class DropOrder:
         """Return the JSON form."""
         return {name: list(order) for name, order in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Sequence[int]]) -> DropOrder:
+        """Read the JSON form.
+
+        Raises:
+            SpaceError: if an order is missing, or does not hold every layer once.
+        """
+        names = [field.name for field in fields(cls)]
+        if set(data) != set(names):
+            raise SpaceError(f"a drop order needs {', '.join(names)}, and has {', '.join(data) or 'nothing'}.")
+        return cls(**{name: tuple(data[name]) for name in names})
+
 
 @dataclass(frozen=True)
 class SearchSpace:

@@ -8,7 +8,8 @@ import torch
 from elastic.data import load_task
 from elastic.errors import RecipeError
 from elastic.nested import get_elastic
-from elastic.pipeline import build_model, last_complete_checkpoint
+from elastic.pipeline.models import build_model
+from elastic.pipeline.training import last_complete_checkpoint
 from elastic.recipe import parse_recipe
 from tests.tiny import tiny_llama, tiny_vit
 

@@ -11,9 +11,11 @@ import jsonschema
 import pytest
 import yaml
 
+from elastic.data import load_task
 from elastic.errors import RecipeError
 from elastic.nested import get_elastic
-from elastic.pipeline import build_model, load_task, resolve_granularities, training_arguments
+from elastic.pipeline.models import build_model, resolve_granularities
+from elastic.pipeline.training import training_arguments
 from elastic.recipe import load_recipe, recipe_schema
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,8 @@ from measuring import write_csv
 from elastic.data import load_task
 from elastic.families import FAMILIES
 from elastic.nested import get_elastic
-from elastic.pipeline import Universal, build_model, train
+from elastic.pipeline import Universal, train
+from elastic.pipeline.models import build_model
 from elastic.recipe import Recipe, load_recipe, parse_recipe
 from elastic.space import Subnet
 

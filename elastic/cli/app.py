@@ -8,6 +8,7 @@ import typer
 
 from elastic import __version__
 from elastic.cli.bench import bench
+from elastic.cli.convert import convert
 from elastic.cli.evaluate import evaluate
 from elastic.cli.export import export
 from elastic.cli.extract import extract
@@ -42,7 +43,7 @@ def _options(
     pass
 
 
-for _command in (train, info, search, extract, pareto, export, verify, bench):
+for _command in (train, convert, info, search, extract, pareto, export, verify, bench):
     app.command()(_command)
 app.command("eval")(evaluate)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from elastic.cli.options import (
     Candidates,
     Flops,
@@ -34,6 +38,10 @@ def extract(
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     candidates: Candidates = 48,
+    correct: Annotated[
+        bool,
+        typer.Option("--correct", help="Make up for what is gone by least squares over 512 training examples."),
+    ] = False,
     input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +71,7 @@ def extract(
                 num_candidates=candidates,
                 on_progress=on_progress,
             ).best
-    record = extract_checkpoint(universal, best, output)
+    record = extract_checkpoint(universal, best, output, correction="least_squares" if correct else None)
     stock = is_stock(universal, best.subnet)
     if as_json:
         result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
@@ -73,6 +81,9 @@ def extract(
     if record.test_quality:
         test = record.test_quality
         note(f"On test data, used only for this: {test['metric']} {test['value']:.4g} ({test['num_examples']}).")
+    if record.correction:
+        after = record.correction["quality"]
+        note(f"Corrected over {record.correction['examples']} examples: {after['metric']} {after['value']:.4g}.")
     if record.verification:
         note(f"Verified against the universal model: largest difference {record.verification['max_abs_diff']:.1e}.")
     if stock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from elastic.errors import BudgetError, SpaceError
 
 if TYPE_CHECKING:
     from elastic.cost import Budget
-    from elastic.space import Subnet
+    from elastic.space import SearchSpace, Subnet
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Universal model: a folder that `elastic train` wrote.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder to write; it must not exist.")]
@@ -61,7 +61,33 @@ def read_subnet_option(text: str) -> Subnet:
     return read_subnet(path.read_text())
 
 
-def read_input_shape(text: str | None, recorded: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]] | None:
+def read_space_option(text: str) -> SearchSpace:
+    """Read a search space from YAML or JSON, given as text or as a file.
+
+    Raises:
+        SpaceError: if it is neither, or an axis or choice is wrong.
+    """
+    import yaml
+
+    from elastic.space import SearchSpace
+
+    path = Path(text)
+    if not text.lstrip().startswith("{"):
+        if not path.is_file():
+            raise SpaceError(f"there is no space file {text}; write the space itself as '{{ffn: [0.5, 1.0]}}'.")
+        text = path.read_text()
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        data = None
+    if isinstance(data, dict) and isinstance(data.get("space"), dict):
+        data = data["space"]
+    if not isinstance(data, dict):
+        raise SpaceError(f"'{text}' is not a space; write it as '{{ffn: [0.5, 1.0], layers: [4, 6]}}'.")
+    return SearchSpace.from_dict(data)
+
+
+def read_input_shape(text: str | None, recorded: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]] | None:
     """Read ``1x128`` as the shape of the model's one input.
 
     Raises:

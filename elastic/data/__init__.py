@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from elastic.data.calibration import Calibration, calibration_from_text, calibration_of
 from elastic.data.task import Metric, Task, measure
 from elastic.errors import RecipeError
-from elastic.recipe import DigitsData, ImageData, Recipe, StdlibData
+from elastic.recipe import DigitsData, ImageData, Recipe, SentencePairData, StdlibData
 
-__all__ = ["Metric", "Task", "load_task", "measure"]
+__all__ = ["Calibration", "Metric", "Task", "calibration_from_text", "calibration_of", "load_task", "measure"]
 
 _TASK_OF_SOURCE = {
     "digits": "image-classification",
     "images": "image-classification",
     "stdlib": "causal-lm",
     "text": "causal-lm",
+    "sentence-pairs": "sentence-similarity",
 }
 
 
-def load_task(recipe: Recipe) -> Task:
+def load_task(recipe: Recipe, model_folder: Path | None = None) -> Task:
     """Load the data of a recipe.
+
+    Args:
+        recipe: whose data and task.
+        model_folder: a checkpoint whose tokenizer is used instead of that of the recipe's pretrained model.
 
     Raises:
         RecipeError: if the data is missing, empty, or not of the recipe's task.
@@ -36,6 +44,13 @@ def load_task(recipe: Recipe) -> Task:
         from elastic.data.images import images_task
 
         return images_task(section)
+    if isinstance(section, SentencePairData):
+        embedder = model_folder or recipe.model.pretrained
+        if embedder is None:
+            raise RecipeError("the task 'sentence-similarity' needs model.pretrained: an embedder with its tokenizer.")
+        from elastic.data.sentences import sentences_task
+
+        return sentences_task(section, str(embedder))
     from elastic.data.text import stdlib_task, text_task
 
     return stdlib_task(section) if isinstance(section, StdlibData) else text_task(section)

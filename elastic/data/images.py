@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset
 
+from elastic.data.files import load_splits
 from elastic.data.task import ACCURACY, Task
 from elastic.errors import RecipeError
 from elastic.recipe import ImageData
-
-SPLITS = ("train", "validation", "test")
 
 
 def images_task(section: ImageData) -> Task:
@@ -22,7 +20,7 @@ def images_task(section: ImageData) -> Task:
     Raises:
         RecipeError: if the data or one of its columns is missing, or it has no examples.
     """
-    raw = _load(section.path)
+    raw = load_splits(section.path)
     if "train" not in raw or len(raw["train"]) == 0:
         raise RecipeError(f"the data at {section.path} has no train examples.")
     for column in (section.image_column, section.label_column):
@@ -50,21 +48,6 @@ def images_task(section: ImageData) -> Task:
         input_shapes={"pixel_values": (1, *shape)},
         preprocess={"pixels": "in 0-1", "mean": list(section.mean), "std": list(section.std)},
     )
-
-
-def _load(path: str) -> DatasetDict:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        files = {split: str(folder / f"{split}.parquet") for split in SPLITS if (folder / f"{split}.parquet").is_file()}
-        if not files:
-            raise RecipeError(f"{folder} has no train.parquet, validation.parquet or test.parquet.")
-        return load_dataset("parquet", data_files=files)
-    if folder.is_absolute() or path.startswith("."):
-        raise RecipeError(f"there is no data folder {folder}.")
-    try:
-        return load_dataset(path)
-    except Exception as error:
-        raise RecipeError(f"'{path}' is neither a folder nor a dataset that the Hub gives: {error}") from None
 
 
 class _Images(torch.utils.data.Dataset):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from elastic.errors import RecipeError
 
@@ -16,14 +17,25 @@ Dataset = Any
 """Anything with a length and items that are dicts of tensors."""
 
 
+def _mean(items: torch.Tensor) -> float:
+    return float(items.double().mean())
+
+
 @dataclass(frozen=True)
 class Metric:
-    """How quality is measured: correct predictions, or the loss of each token."""
+    """How quality is measured: from every item of a split to one number."""
 
     name: str
     higher_is_better: bool
-    counts: Callable[[torch.Tensor, torch.Tensor], tuple[float, int]]
-    """From logits and labels to (sum, number of items that it sums over)."""
+    items: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """From outputs and labels of a batch to what is kept of each item: ``(items,)`` or ``(items, columns)``."""
+    value: Callable[[torch.Tensor], float] = _mean
+    """From all items to the quality."""
+
+
+def logits_of(outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits that a model returned."""
+    return outputs["logits"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,12 @@ class Task:
     tokenizer: PreTrainedTokenizerBase | None = None
     measure_batch_size: int = 256
     """Examples that `measure` runs at once; their logits are held in memory."""
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]] = default_data_collator
+    """From examples to a batch."""
+    outputs: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] = logits_of
+    """From what the model returns and its inputs to what the metric judges."""
+    embeds: bool = False
+    """Whether that is one embedding an example."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -52,20 +70,32 @@ class Task:
                 raise RecipeError(f"the data has no {split} examples; give more data, or another share to hold out.")
 
 
-def accuracy_counts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Count the correct predictions of ``(batch, classes)`` logits, in percent."""
-    return 100.0 * float((logits.argmax(-1) == labels).sum()), len(labels)
+def correct_percent(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return 100 for each correct prediction of ``(batch, classes)`` logits, and 0 for each wrong one."""
+    return 100.0 * (logits.argmax(-1) == labels).float()
 
 
-def next_token_loss_counts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Sum the loss of predicting each next token from ``(batch, tokens, vocabulary)`` logits, in nats."""
+def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss of predicting each next token from ``(batch, tokens, vocabulary)`` logits, in nats."""
     predicted, following = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    loss = torch.nn.functional.cross_entropy(predicted.float(), following, ignore_index=-100, reduction="sum")
-    return float(loss), int((following != -100).sum())
+    losses = torch.nn.functional.cross_entropy(predicted.float(), following, ignore_index=-100, reduction="none")
+    return losses[following != -100]
 
 
-ACCURACY = Metric("accuracy", higher_is_better=True, counts=accuracy_counts)
-NEXT_TOKEN_LOSS = Metric("loss", higher_is_better=False, counts=next_token_loss_counts)
+def pair_similarities(embeddings: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return ``(pairs, 2)``: cosine similarity and wanted score, for pairs of consecutive ``(2 pairs, width)`` rows."""
+    first, second = embeddings[0::2].float(), embeddings[1::2].float()
+    return torch.stack([torch.nn.functional.cosine_similarity(first, second, dim=-1), scores.float()], dim=1)
+
+
+def rank_correlation(pairs: torch.Tensor) -> float:
+    """Return Spearman's rank correlation of two columns, in percent."""
+    return 100.0 * float(spearmanr(pairs[:, 0].numpy(), pairs[:, 1].numpy()).statistic)
+
+
+ACCURACY = Metric("accuracy", higher_is_better=True, items=correct_percent)
+NEXT_TOKEN_LOSS = Metric("loss", higher_is_better=False, items=next_token_losses)
+SPEARMAN = Metric("spearman", higher_is_better=True, items=pair_similarities, value=rank_correlation)
 
 
 def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]:
@@ -78,12 +108,12 @@ def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]
         raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.splits)}.")
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    items = []
     with torch.inference_mode():
-        for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size):
+        for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size, collate_fn=task.collate):
             labels = batch.pop("labels")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            batch_sum, batch_count = task.metric.counts(model(**inputs)["logits"].cpu(), labels)
-            total, count = total + batch_sum, count + batch_count
+            items.append(task.metric.items(task.outputs(model(**inputs), inputs).cpu(), labels))
     model.train(was_training)
-    return total / count, count
+    measured = torch.cat(items)
+    return task.metric.value(measured), len(measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError, FamilyError
 from elastic.families import Family, get_family
-from elastic.nested.active import ActiveSubnet, Elastic
+from elastic.nested.active import ActiveSubnet, Elastic, get_elastic
 from elastic.nested.layers import (
     ColumnNestedLinear,
     Position,
@@ -56,6 +57,18 @@ def make_elastic(model: Model, space: SearchSpace, drop_order: DropOrder | None 
         _nest_layer(layer, family, active, index, head_dim, dims.heads_per_group)
     model._elastic = Elastic(family, space, resolved, active)  # type: ignore[assignment]
     return model
+
+
+def set_drop_order(model: PreTrainedModel, drop_order: DropOrder | None) -> None:
+    """Say in which order the layers of an elastic model leave; its weights do not change.
+
+    Raises:
+        SpaceError: if the order is of another number of layers.
+        ElasticError: if the model is not elastic.
+    """
+    elastic = get_elastic(model)
+    resolved = elastic.space.resolve(elastic.dims, drop_order)
+    model._elastic = dataclasses.replace(elastic, resolved=resolved)  # type: ignore[assignment]
 
 
 def _check_layer(layer: nn.Module, family: Family, where: str) -> None:

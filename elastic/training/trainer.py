@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from elastic.errors import ElasticError
 from elastic.nested import active, get_elastic
 from elastic.space import Subnet
-from elastic.training.objectives import Objective, TaskLoss
+from elastic.training.objectives import Objective, Returned, TaskLoss
 from elastic.training.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -22,12 +22,16 @@ else:
     _Base = object
 
 
+Embed = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
 @dataclass
 class _Pass:
     """One of the forward-backward passes of a batch."""
 
     num_passes: int
-    teacher: torch.Tensor | None = None
+    subnet: Subnet
+    teacher: Returned | None = None
 
 
 class ElasticMixin(_Base):
@@ -43,7 +47,10 @@ class ElasticMixin(_Base):
         *args: Any,
         sampler: Sampler,
         objective: Objective | None = None,
+        teacher: PreTrainedModel | None = None,
+        embed: Embed | None = None,
         granularities: Mapping[str, Subnet] | None = None,
+        measure: Callable[[], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         """Take what the Trainer takes, and what follows.
@@ -51,7 +58,11 @@ class ElasticMixin(_Base):
         Args:
             sampler: which subnets a step runs.
             objective: how each is trained; from the labels by default.
+            teacher: a frozen model that the objective compares with; by default the step's first subnet teaches.
+            embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
             granularities: subnets that `evaluate` measures besides the largest, under their names.
+            measure: what `evaluate` measures of the active subnet instead of the loss, as names and values; for
+                models whose quality is no mean over examples.
 
         Raises:
             ElasticError: if the model is not elastic, or the process drives several GPUs.
@@ -66,6 +77,9 @@ class ElasticMixin(_Base):
             )
         self.sampler = sampler
         self.objective: Objective = objective or TaskLoss()
+        self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
+        self._embed = embed
+        self._measure = measure
         self.granularities = dict(granularities or {})
         self._pass: _Pass | None = None
         self._micro_step = (-1, 0)
@@ -73,10 +87,11 @@ class ElasticMixin(_Base):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the subnets of this step, one forward-backward pass each; return their mean loss."""
         subnets = self.sampler(*self._next_micro_step())
-        self._pass = _Pass(num_passes=len(subnets))
+        self._pass = _Pass(len(subnets), subnets[0])
         try:
             losses = []
             for subnet in subnets:
+                self._pass.subnet = subnet
                 with active(self._universal, subnet):
                     losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
         finally:
@@ -99,18 +114,37 @@ class ElasticMixin(_Base):
         """Apply the objective in training; in evaluation, the Trainer's own loss."""
         if self._pass is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mask = inputs.get("attention_mask")
-        task_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+        wants_hidden = getattr(self.objective, "hidden_weight", 0.0) > 0
+        asked = {**inputs, "output_hidden_states": True} if wants_hidden else inputs
+        task_loss, outputs = None, None
+        if "labels" in inputs:
+            task_loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        else:
+            outputs = model(**asked)
         # The Trainer divides mean losses by the accumulation steps, but not losses that the model
         # normalised over the whole accumulated batch: distillation is a mean in either case.
         already_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if already_scaled else 1
-        loss = self.objective(task_loss * steps, logits, self._pass.teacher, mask) / steps
+        if self._pass.teacher is None and self._teacher is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                taught = self._teacher(**{name: x for name, x in asked.items() if name != "labels"})
+            self._pass.teacher = self._returned(taught, inputs, None)
+        student = self._returned(outputs, inputs, self._pass.subnet)
+        task_loss = None if task_loss is None else task_loss * steps
+        loss = self.objective(task_loss, student, self._pass.teacher) / steps
         if self._pass.teacher is None:
-            self._pass.teacher = logits.detach()
+            self._pass.teacher = student.detach()
         loss = loss / self._pass.num_passes
         return (loss, outputs) if return_outputs else loss
+
+    def _returned(self, outputs: Any, inputs: Mapping[str, torch.Tensor], subnet: Subnet | None) -> Returned:
+        return Returned(
+            logits=outputs.get("logits"),
+            embeddings=None if self._embed is None else self._embed(outputs, inputs),
+            hidden_states=outputs.get("hidden_states"),
+            mask=inputs.get("attention_mask"),
+            kept_layers=() if subnet is None else subnet.kept_layers,
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights as ``from_pretrained`` does.
@@ -138,6 +172,8 @@ class ElasticMixin(_Base):
 
         Metrics of a granularity carry its name: ``eval_S_loss``.
         """
+        if self._measure is not None:
+            return self._evaluate_measure(metric_key_prefix)
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -164,6 +200,17 @@ class ElasticMixin(_Base):
                 prefix = f"{metric_key_prefix}_"
                 metrics.update({k.replace(prefix, f"{prefix}{name}_", 1): v for k, v in of_largest.items()})
         return {**metrics, **of_largest}
+
+    def _evaluate_measure(self, prefix: str) -> dict[str, float]:
+        assert self._measure is not None
+        metrics: dict[str, float] = {}
+        for name, subnet in {**self.granularities, "": self._elastic.resolved.largest}.items():
+            with active(self._universal, subnet):
+                measured = self._measure()
+            metrics.update({f"{prefix}_{name}_{k}".replace("__", "_"): value for k, value in measured.items()})
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 class ElasticTrainer(ElasticMixin, Trainer):

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator, set_
 
 from elastic.errors import ElasticError
 from elastic.nested import active, get_elastic, make_elastic
-from elastic.training import ElasticTrainer, InPlaceDistillation, Joint, Sandwich, Uniform
+from elastic.training import Distillation, ElasticTrainer, Joint, Sandwich, Uniform
 from tests.tiny import SPACE, tiny_llama, tiny_vit
 
 
@@ -91,7 +91,7 @@ def test_a_joint_step_is_the_mean_of_the_subnets(tmp_path):
 
 
 @pytest.mark.parametrize("build", [tiny_vit, tiny_llama])
-@pytest.mark.parametrize("objective", [None, InPlaceDistillation(), InPlaceDistillation(2.0, 0.5)])
+@pytest.mark.parametrize("objective", [None, Distillation(), Distillation(2.0, 0.5)])
 def test_accumulation_changes_nothing(tmp_path, build, objective):
     data = images() if build is tiny_vit else texts()
     results = []

@@ -1,0 +1,57 @@
+"""Datasets as users have them: a folder of parquet files, or a name on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import DatasetDict, load_dataset
+
+from elastic.errors import RecipeError
+
+SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
+"""The names that the files of each split may have."""
+
+
+def load_splits(path: str) -> DatasetDict:
+    """Load a folder with {train,validation,test}.parquet, or a dataset of the Hub.
+
+    Raises:
+        RecipeError: if there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        files = {}
+        for split, names in SPLITS.items():
+            found = [folder / f"{name}.parquet" for name in names if (folder / f"{name}.parquet").is_file()]
+            if found:
+                files[split] = str(found[0])
+        if not files:
+            raise RecipeError(f"{folder} has no train.parquet, validation.parquet or test.parquet.")
+        return load_dataset("parquet", data_files=files)
+    if folder.is_absolute() or path.startswith("."):
+        raise RecipeError(f"there is no data folder {folder}.")
+    try:
+        return load_dataset(path)
+    except Exception as error:
+        raise RecipeError(f"'{path}' is neither a folder nor a dataset that the Hub gives: {error}") from None
+
+
+def load_rows(path: str, column: str) -> list[str]:
+    """Load the texts of a column from a parquet file, or the lines of a text file.
+
+    Raises:
+        RecipeError: if the file is missing, or has no such column.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RecipeError(f"there is no data file {file}.")
+    if file.suffix != ".parquet":
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise RecipeError(f"{file} is neither parquet nor UTF-8 text.") from None
+        return [line.strip() for line in lines if line.strip()]
+    data = load_dataset("parquet", data_files=str(file), split="train")
+    if column not in data.column_names:
+        raise RecipeError(f"{file} has no column '{column}'; it has {', '.join(data.column_names)}.")
+    return list(data[column])

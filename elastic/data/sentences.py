@@ -1,0 +1,119 @@
+"""Pairs of sentences with a similarity, for models that embed: trained on sentences alone, judged on the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from elastic.data.files import load_rows, load_splits
+from elastic.data.task import SPEARMAN, Task
+from elastic.errors import RecipeError
+from elastic.recipe import SentencePairData
+
+COST_TOKENS = 128
+
+
+def sentences_task(section: SentencePairData, model_name: str) -> Task:
+    """Return the sentences of a dataset of pairs, without labels, to train on, and its pairs to judge by.
+
+    No sentence of the validation and test pairs is trained on.
+
+    Args:
+        section: which data.
+        model_name: the embedder's folder or Hub name, for its tokenizer and pooling.
+
+    Raises:
+        RecipeError: if data is missing or empty, or the model has no tokenizer.
+    """
+    raw = load_splits(section.path)
+    columns = (*section.sentence_columns, section.score_column)
+    for split, data in raw.items():
+        for column in columns if split != "train" else section.sentence_columns:
+            if column not in data.column_names:
+                raise RecipeError(
+                    f"the {split} data at {section.path} has no column '{column}'; it has "
+                    f"{', '.join(data.column_names)}."
+                )
+    first, second = section.sentence_columns
+    held_out = {text for split in ("validation", "test") if split in raw for c in (first, second)
+                for text in raw[split][c]}  # fmt: skip
+    texts = {text for column in (first, second) if "train" in raw for text in raw["train"][column]}
+    for path in section.unlabelled:
+        for column in section.sentence_columns:
+            texts.update(load_rows(path, column))
+    train = sorted(text for text in texts - held_out if text.strip())[: section.max_train]
+    tokenizer, head, limit = _load_embedder(model_name, section.max_length)
+
+    def encode(texts: Sequence[str]) -> dict[str, Any]:
+        return dict(tokenizer(list(texts), truncation=True, max_length=limit))
+
+    datasets: dict[str, Any] = {"train": _rows(encode(train)) if train else []}
+    for split in ("validation", "test"):
+        if split in raw:
+            pairs = zip(_rows(encode(raw[split][first])), _rows(encode(raw[split][second])), strict=True)
+            datasets[split] = [
+                {"first": a, "second": b, "labels": float(score)}
+                for (a, b), score in zip(pairs, raw[split][section.score_column], strict=True)
+            ]
+
+    def outputs(returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return embed(head, returned, inputs)
+
+    return Task(
+        datasets=datasets,
+        metric=SPEARMAN,
+        model_config={},
+        input_shapes={"input_ids": (1, min(limit, COST_TOKENS))},
+        preprocess={"text": "tokens of the tokenizer beside the model", "max_length": limit},
+        tokenizer=tokenizer,
+        measure_batch_size=64,
+        collate=_Padding(tokenizer),
+        outputs=outputs,
+        embeds=True,
+    )
+
+
+def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the pooled embeddings ``(batch, width)`` of what a model returned."""
+    features = {"token_embeddings": returned["last_hidden_state"], "attention_mask": inputs["attention_mask"]}
+    return head(features)["sentence_embedding"]  # type: ignore[no-any-return]
+
+
+def _load_embedder(name: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, nn.Module, int]:
+    """Load the tokenizer, what follows the Transformer (pooling, ...), and the longest input in tokens."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise RecipeError(
+            "the task 'sentence-similarity' needs sentence-transformers: `pip install sentence-transformers`."
+        ) from None
+    try:
+        embedder = SentenceTransformer(name, device="cpu")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"the embedder '{name}' cannot be loaded: {error}") from None
+    limit = max_length or embedder.max_seq_length or tokenizer.model_max_length
+    # The Transformer itself is the model that becomes elastic, and is loaded with it.
+    return tokenizer, nn.Sequential(*list(embedder)[1:]).eval().requires_grad_(False), int(limit)
+
+
+def _rows(encoded: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+class _Padding:
+    """Pads sentences of a batch to the longest; of pairs, the two sentences become consecutive rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        if "first" not in examples[0]:
+            return dict(self._tokenizer.pad(examples, return_tensors="pt"))
+        sentences = [example[side] for example in examples for side in ("first", "second")]
+        batch = dict(self._tokenizer.pad(sentences, return_tensors="pt"))
+        return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}

@@ -1,0 +1,16 @@
+"""The stations from a recipe or a pretrained model to an extracted checkpoint, as the command line runs them."""
+
+from elastic.pipeline.conversion import Conversion, ConversionPlan, convert, plan_conversion
+from elastic.pipeline.training import train
+from elastic.pipeline.universal import Universal, extract_checkpoint, is_stock
+
+__all__ = [
+    "Conversion",
+    "ConversionPlan",
+    "Universal",
+    "convert",
+    "extract_checkpoint",
+    "is_stock",
+    "plan_conversion",
+    "train",
+]

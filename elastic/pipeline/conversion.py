@@ -1,0 +1,328 @@
+"""Converts a pretrained model into a universal one: units ordered by importance, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+import elastic
+from elastic.checkpoint import CheckpointRecord, copy_companions, described_drop_order, read_record, save_checkpoint
+from elastic.cost import Cost, CostModel, InputShapes
+from elastic.data import Calibration, Task, calibration_from_text, calibration_of, load_task, measure
+from elastic.errors import CheckError, CheckpointError, RecipeError
+from elastic.extraction import extract, largest_difference, sample_inputs
+from elastic.folder import check_output, new_folder
+from elastic.nested import active, get_elastic, make_elastic, meta_model, set_drop_order
+from elastic.ordering import (
+    DepthMethod,
+    Method,
+    correct,
+    drop_order,
+    order_within,
+    permute,
+    score,
+)
+from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrained, resolve_granularities
+from elastic.pipeline.training import versions
+from elastic.recipe import ModelSection, Recipe
+from elastic.selection import Measured, Quality
+from elastic.space import AXES, DropOrder, ResolvedSpace, SearchSpace, Subnet
+
+DEFAULT_TOKENS = 128
+TOLERANCE = 1e-5
+"""Largest difference that ordering may make, relative to the largest output: sums of the same numbers reordered."""
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What a conversion will do, known from the configuration alone."""
+
+    model: str
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    space: SearchSpace
+    resolved: ResolvedSpace
+    input_shapes: InputShapes
+    smallest: Cost
+    largest: Cost
+    ordering: Method | None
+    depth: DepthMethod | None
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return what people should know before it starts, line by line."""
+        axes = {axis: getattr(self.resolved, axis) for axis in self.space.to_dict()}
+        shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in self.input_shapes.items())
+        return [
+            {"what": "model", "value": f"{self.model_class.__name__}, {self.config.model_type}"},
+            *({"what": axis, "value": ", ".join(map(str, choices))} for axis, choices in axes.items()),
+            {"what": "subnets", "value": f"{self.resolved.num_subnets:,}"},
+            {"what": "parameters", "value": f"{self.smallest.params:,} to {self.largest.params:,}"},
+            {"what": "FLOPs", "value": f"{self.smallest.flops:,} to {self.largest.flops:,} ({shape})"},
+            {"what": "ordering", "value": self.ordering or "none"},
+            {"what": "layers", "value": f"leave by {self.depth}" if self.depth else "evenly spaced ones stay"},
+        ]
+
+
+def plan_conversion(
+    model: str,
+    space: SearchSpace,
+    *,
+    recipe: Recipe | None = None,
+    ordering: Method | None = "activation",
+    depth: DepthMethod | None = None,
+    input_shapes: InputShapes | None = None,
+) -> ConversionPlan:
+    """Say what a conversion will do; reads the configuration, and no weights.
+
+    Raises:
+        CheckpointError: if the model cannot be found, or is quantized.
+        FamilyError: if its architecture is not supported.
+        SpaceError: if the space does not fit it.
+    """
+    if Path(model).is_dir() and (Path(model) / "elastic.json").is_file():
+        kind = read_record(Path(model)).kind
+        raise CheckpointError(f"{model} is {'a universal' if kind == 'universal' else 'an extracted'} model of Elastic "
+                              "already; convert the pretrained model that it came from.")  # fmt: skip
+    config = read_config(model)
+    model_class = _model_class(config, recipe, model)
+    shapes = dict(input_shapes or default_shapes(config))
+    built = make_elastic(meta_model(model_class, config), space)
+    resolved = get_elastic(built).resolved
+    costs = CostModel(model_class, config, shapes)
+    return ConversionPlan(
+        model, model_class, config, space, resolved, shapes,
+        smallest=costs.cost(resolved.smallest), largest=costs.cost(resolved.largest),
+        ordering=ordering, depth=depth,
+    )  # fmt: skip
+
+
+def read_config(model: str) -> PreTrainedConfig:
+    """Read the configuration of a pretrained model that can become elastic.
+
+    Raises:
+        CheckpointError: if it cannot be found or read, or is of a quantized model.
+        FamilyError: if the architecture is not supported.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the model '{model}' cannot be found or read: {error}") from None
+    check_supported(config, model)
+    return config
+
+
+def _model_class(config: PreTrainedConfig, recipe: Recipe | None, model: str) -> type[PreTrainedModel]:
+    if recipe is not None:
+        mapping: Any = AUTO_CLASSES[recipe.task]._model_mapping
+        if type(config) not in mapping:
+            raise RecipeError(f"'{model}' is a model of type '{config.model_type}', which cannot do {recipe.task}.")
+        return mapping[type(config)]
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    raise CheckpointError(f"the configuration of '{model}' names no model class of transformers in 'architectures'.")
+
+
+def default_shapes(config: PreTrainedConfig) -> InputShapes:
+    """Return the input for which costs are stated: one example, texts of 128 tokens."""
+    name, tensor = next(iter(sample_inputs(config, batch=1, tokens=DEFAULT_TOKENS).items()))
+    return {name: tuple(tensor.shape)}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What came out of a conversion."""
+
+    record: CheckpointRecord
+    difference: float
+    """Largest difference of outputs that ordering made, relative to the largest output."""
+    points: list[Measured]
+    """Subnets with their cost and their quality as they are, without training; empty without a recipe."""
+    corrected: dict[Subnet, float]
+    """The same subnets' quality after least-squares correction; empty where it was not asked for."""
+
+
+def convert(
+    plan: ConversionPlan,
+    output: Path,
+    *,
+    recipe: Recipe | None = None,
+    calibration: str | None = None,
+    num_calibration: int = 512,
+    try_correction: bool = False,
+    report: Callable[[str], None] = lambda step: None,
+) -> Conversion:
+    """Order a pretrained model's neurons, heads and layers by importance, and write it as a universal model.
+
+    The full model computes what it did; its smaller subnets now keep what matters. Nothing is trained.
+
+    Args:
+        plan: what to do.
+        output: folder to write; it must not exist.
+        recipe: data and metric, for calibration and for the table; they are recorded, so that ``eval``,
+            ``search`` and ``extract`` know them.
+        calibration: text to calibrate on instead of the recipe's training data.
+        num_calibration: how many examples of it.
+        try_correction: whether the table also tells the quality after correction.
+        report: called with what happens next, in words.
+
+    Raises:
+        RecipeError: if the model cannot be loaded, or there is no usable calibration data.
+        ElasticError: if a weight is not a number (names the tensor).
+        CheckError: if ordering changed the model's outputs; nothing is written then.
+        OutputExistsError: if ``output`` exists.
+    """
+    check_output(output)
+    recipe = None if recipe is None else _recorded(recipe, plan)
+    task = None if recipe is None else load_task(recipe)
+    data = _calibration(plan, task, calibration, num_calibration)
+    report(f"Loading {plan.model}")
+    # The class comes with its task: a model for another one would lose its head.
+    model = load_pretrained(plan.model_class, plan.model, {}, task).eval()
+    samples = [sample_inputs(model.config, batch=batch) for batch in (1, 3)]
+    with torch.no_grad():
+        before = [model(**inputs)[0] for inputs in samples]
+        _order(model, plan, data, task, report)
+        difference = max(
+            largest_difference(expected, model(**inputs)[0]) / max(1.0, float(expected.abs().max()))
+            for expected, inputs in zip(before, samples, strict=True)
+        )
+    _check_unchanged(difference)
+    make_elastic(model, plan.space)
+    set_drop_order(model, _drop_order(model, plan, data, task, report))
+    record = _record(plan, recipe, model, data, difference)
+    points, corrected = _one_shot(model, plan, recipe, task, data if try_correction else None, report)
+    with new_folder(output) as folder:
+        save_checkpoint(model, record, folder)
+        copy_companions(plan.model, folder)
+        if task is not None and task.tokenizer is not None:
+            task.tokenizer.save_pretrained(folder)
+    return Conversion(record, difference, points, corrected)
+
+
+def _calibration(
+    plan: ConversionPlan, task: Task | None, calibration: str | None, num_examples: int
+) -> Calibration | None:
+    if calibration is not None:
+        return calibration_from_text(calibration, plan.model, num_examples)
+    if task is not None:
+        return calibration_of(task, num_examples)
+    needs_data = [name for name in (plan.ordering, plan.depth) if name not in (None, "magnitude")]
+    if needs_data:
+        raise RecipeError(f"'{needs_data[0]}' needs calibration data; name a recipe or a text, or order by magnitude.")
+    return None
+
+
+def _order(
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    data: Calibration | None,
+    task: Task | None,
+    report: Callable[[str], None],
+) -> None:
+    """Put neurons and heads into the order of their importance, as far as the space makes their axis elastic."""
+    axes = [axis for axis in ("ffn", "heads") if len(getattr(plan.resolved, axis)) > 1]
+    if plan.ordering is None or not axes:
+        return
+    report(f"Ordering {' and '.join(axes)} by {plan.ordering}" + (f" over {len(data)} examples" if data else ""))
+    scores = score(model, plan.ordering, data or (), outputs=None if task is None else task.outputs)
+    permute(model, {key: order_within(values) for key, values in scores.items() if key[1] in axes})
+
+
+def _drop_order(
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    data: Calibration | None,
+    task: Task | None,
+    report: Callable[[str], None],
+) -> DropOrder | None:
+    if plan.depth is None or not any(len(getattr(plan.resolved, axis)) > 1 for axis in ("layers", "attention", "mlp")):
+        return None
+    assert data is not None
+    report(f"Ordering layers by {plan.depth}")
+    return drop_order(model, plan.depth, data, outputs=None if task is None else task.outputs)
+
+
+def _check_unchanged(difference: float) -> None:
+    if not difference <= TOLERANCE:
+        raise CheckError(
+            f"ordering changed the model's outputs by {difference:.1e} of their size, more than {TOLERANCE:.0e}; "
+            "nothing was written."
+        )
+
+
+def _recorded(recipe: Recipe, plan: ConversionPlan) -> Recipe:
+    return recipe.model_copy(
+        update={"model": ModelSection(pretrained=plan.model), "space": plan.space.to_dict()}  # type: ignore[call-arg]
+    )
+
+
+def _record(
+    plan: ConversionPlan,
+    recipe: Recipe | None,
+    model: PreTrainedModel,
+    data: Calibration | None,
+    difference: float,
+) -> CheckpointRecord:
+    ordering = {
+        "source": plan.model,
+        "units": plan.ordering,
+        "depth": plan.depth,
+        "calibration": None if data is None else {"source": data.source, "examples": len(data)},
+        "max_relative_diff": difference,
+        "versions": versions(),
+    }
+    shapes = {name: list(shape) for name, shape in plan.input_shapes.items()}
+    return CheckpointRecord(
+        kind="universal",
+        family=plan.config.model_type,
+        elastic_version=elastic.__version__,
+        input_shapes=shapes,
+        space=plan.space.to_dict(),
+        drop_order=described_drop_order(get_elastic(model)),
+        ordering=ordering,
+        granularities={} if recipe is None else recipe.granularities,
+        recipe=None if recipe is None else recipe.model_dump(mode="json"),
+    )
+
+
+def one_shot_subnets(resolved: ResolvedSpace) -> list[Subnet]:
+    """Return the largest subnet, each axis shrunk alone, and the smallest: what a first table shows."""
+    subnets = [resolved.largest]
+    for axis in AXES:
+        subnets += [resolved.uniform(**{axis: choice}) for choice in reversed(getattr(resolved, axis)[:-1])]
+    return list(dict.fromkeys([*subnets, resolved.smallest]))
+
+
+def _one_shot(
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    recipe: Recipe | None,
+    task: Task | None,
+    data: Calibration | None,
+    report: Callable[[str], None],
+) -> tuple[list[Measured], dict[Subnet, float]]:
+    if recipe is None or task is None:
+        return [], {}
+    costs, resolved = CostModel(plan.model_class, plan.config, plan.input_shapes), get_elastic(model).resolved
+    named = {subnet: name for name, subnet in resolve_granularities(recipe, get_elastic(model)).items()}
+    subnets = list(dict.fromkeys([*one_shot_subnets(resolved), *named]))
+    points, corrected = [], {}
+    for subnet in subnets:
+        report(f"Measuring {subnet.describe()}")
+        with active(model, subnet):
+            value, count = measure(model, task, "validation")
+        quality = Quality(task.metric.name, value, task.metric.higher_is_better, "validation", count)
+        points.append(Measured(subnet, costs.cost(subnet), quality, "uniform", named.get(subnet, "")))
+        if data is not None and subnet != resolved.largest:
+            small = extract(model, subnet)
+            correct(model, subnet, small, data)
+            corrected[subnet] = measure(small, task, "validation")[0]
+    return points, corrected

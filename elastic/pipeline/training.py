@@ -1,0 +1,267 @@
+"""Trains the universal model of a recipe, from the first step to the folder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import elastic
+from elastic.checkpoint import (
+    RECORD_NAME,
+    CheckpointRecord,
+    copy_companions,
+    described_drop_order,
+    read_record,
+    save_checkpoint,
+)
+from elastic.data import Task, load_task, measure
+from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
+from elastic.folder import check_output, new_folder
+from elastic.nested import Elastic, get_elastic
+from elastic.pipeline.models import build_model, resolve_granularities
+from elastic.recipe import Recipe
+from elastic.space import Subnet
+from elastic.training import (
+    Distillation,
+    ElasticTrainer,
+    Joint,
+    Objective,
+    Sampler,
+    Sandwich,
+    SimilarityDistillation,
+    TaskLoss,
+    Uniform,
+)
+
+RECIPE_NAME = "recipe.json"
+_OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
+
+
+def train(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    progress_bar: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, float]:
+    """Train the universal model of a recipe and write it to ``output``; return its metrics on validation data.
+
+    While it runs, checkpoints lie in ``<output>.training``; ``output`` appears when all is done.
+
+    Raises:
+        RecipeError: if the recipe does not fit its data or model, or is not the one that is being resumed.
+        OutputExistsError: if ``output`` exists, or an unfinished run lies beside it and ``resume`` is false.
+    """
+    check_output(output)
+    work = output.parent / f"{output.name}.training"
+    _check_resumable(work, recipe, resume)
+    transformers.set_seed(recipe.seed)
+    arguments = training_arguments(recipe, work, progress_bar=progress_bar)
+    task = load_task(recipe)
+    model = build_model(recipe, task)
+    teacher = frozen_teacher(recipe, model)
+    granularities = resolve_granularities(recipe, get_elastic(model))
+    sampler = _sampler(recipe, get_elastic(model), list(granularities.values()))
+    objective = make_objective(recipe, has_teacher=teacher is not None)
+    # Only now is anything written, by one process: a recipe that does not fit leaves no trace.
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        work.mkdir(parents=True, exist_ok=resume)
+        (work / RECIPE_NAME).write_text(_described(recipe))
+    trainer = ElasticTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=task.datasets["train"],
+        eval_dataset=task.datasets["validation"],
+        data_collator=task.collate,
+        compute_metrics=_compute_metrics(task),
+        processing_class=task.tokenizer,
+        sampler=sampler,
+        objective=objective,
+        teacher=teacher,
+        embed=task.outputs if task.embeds else None,
+        granularities=granularities,
+        measure=measured_by(task, model),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    started = time.perf_counter()
+    trained = trainer.train(resume_from_checkpoint=last_complete_checkpoint(work) if resume else None)
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        record = CheckpointRecord(
+            kind="universal",
+            family=model.config.model_type,
+            elastic_version=elastic.__version__,
+            input_shapes={name: list(shape) for name, shape in task.input_shapes.items()},
+            space=get_elastic(model).space.to_dict(),
+            drop_order=described_drop_order(get_elastic(model)),
+            granularities=recipe.granularities,
+            ordering=_ordering_of(recipe),
+            recipe=recipe.model_dump(mode="json"),
+            training={
+                "steps": trainer.state.global_step,
+                "epochs": trainer.state.epoch,
+                "train_loss": trained.training_loss,
+                "seconds": round(time.perf_counter() - started, 1),
+                "log": _without_speed(trainer.state.log_history),
+                "versions": versions(),
+            },
+        )
+        with new_folder(output) as folder:
+            save_checkpoint(model, record, folder)
+            if recipe.model.pretrained is not None:
+                copy_companions(recipe.model.pretrained, folder)
+            if task.tokenizer is not None:
+                task.tokenizer.save_pretrained(folder)
+        shutil.rmtree(work)
+    return metrics
+
+
+def _check_resumable(work: Path, recipe: Recipe, resume: bool) -> None:
+    if not resume:
+        if work.exists():
+            raise OutputExistsError(f"an unfinished run lies at {work}; continue it with --resume, or remove it.")
+        return
+    if not (work / RECIPE_NAME).is_file():
+        raise CheckpointError(f"there is no unfinished run at {work}; start it without --resume.")
+    if (work / RECIPE_NAME).read_text() != _described(recipe):
+        raise RecipeError(f"the unfinished run at {work} was started with another recipe; resume it with that one.")
+
+
+def _described(recipe: Recipe) -> str:
+    return json.dumps(recipe.model_dump(mode="json"), indent=2)
+
+
+def last_complete_checkpoint(work: Path) -> str | None:
+    """Return the newest checkpoint that was written whole, or None: a killed run may leave half a one."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            # The Trainer writes this file last.
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        return str(path)
+    return None
+
+
+def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True) -> TrainingArguments:
+    """Return the Trainer's arguments of a recipe.
+
+    Raises:
+        RecipeError: if one is unknown (suggests the right one), is not the recipe's to set, or has a bad value.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    given = recipe.training.arguments
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"unknown key 'training.arguments.{key}'{did_you_mean(key, known)}")
+        if key in _OURS:
+            raise RecipeError(f"training.arguments.{key} is set by Elastic; leave it out (the recipe has a 'seed').")
+    defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar}
+    try:
+        return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"training.arguments: {error}") from None
+
+
+def _sampler(recipe: Recipe, info: Elastic, granularities: Sequence[Subnet]) -> Sampler:
+    section = recipe.training.sampler
+    if section.name == "sandwich":
+        return Sandwich(info.resolved, num_random=section.num_random, seed=recipe.seed)
+    return Joint(granularities) if section.name == "joint" else Uniform(granularities, seed=recipe.seed)
+
+
+def make_objective(recipe: Recipe, *, has_teacher: bool) -> Objective:
+    """Return the objective of a recipe.
+
+    Raises:
+        RecipeError: if it needs a teacher or a task that the recipe does not have.
+    """
+    section = recipe.training.objective
+    if section.name == "similarity":
+        if recipe.task != "sentence-similarity" or not has_teacher:
+            raise RecipeError("the objective 'similarity' is for embedders, with teacher: original.")
+        return SimilarityDistillation(section.temperature or 0.05, hidden_weight=section.hidden_weight)
+    if recipe.task == "sentence-similarity":
+        raise RecipeError("embedders learn without labels; use the objective 'similarity' with teacher: original.")
+    if section.name == "task":
+        return TaskLoss()
+    if not has_teacher and recipe.training.sampler.name == "uniform":
+        raise RecipeError(
+            "the objective 'distillation' needs several subnets a step (the sampler joint or sandwich), or teacher: "
+            "original."
+        )
+    return Distillation(section.temperature or 1.0, section.task_weight, section.hidden_weight)
+
+
+def frozen_teacher(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return a frozen copy of the model as training found it, if the recipe wants it as teacher.
+
+    Raises:
+        RecipeError: if the model was not pretrained.
+    """
+    if recipe.training.objective.teacher != "original":
+        return None
+    if recipe.model.pretrained is None:
+        raise RecipeError("teacher: original needs model.pretrained; a model from scratch has nothing to teach.")
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, float]] | None:
+    """Return what measures the active subnet on validation data, where the Trainer's own evaluation cannot."""
+    if not task.embeds:
+        return None
+    return lambda: {task.metric.name: measure(model, task, "validation")[0]}
+
+
+def _ordering_of(recipe: Recipe) -> dict[str, Any] | None:
+    """How the units of the model that training started from had been ordered."""
+    start = recipe.model.pretrained
+    if start is None or not (Path(start) / RECORD_NAME).is_file():
+        return None
+    return read_record(Path(start)).ordering
+
+
+def _compute_metrics(task: Task) -> Callable[[Any], dict[str, float]] | None:
+    if task.metric.name == "loss" or task.embeds:
+        return None
+
+    def compute(prediction: Any) -> dict[str, float]:
+        items = task.metric.items(torch.tensor(prediction.predictions), torch.tensor(prediction.label_ids))
+        return {task.metric.name: task.metric.value(items)}
+
+    return compute
+
+
+def _without_speed(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if not k.endswith(("_runtime", "_per_second", "_time"))} for entry in log]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "elastic": elastic.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,161 @@
+"""A universal checkpoint, opened: what its subnets cost, how good they are, and cutting one out."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+)
+
+import elastic
+from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
+from elastic.cost import CostModel, InputShapes
+from elastic.data import Task, calibration_of, load_task, measure
+from elastic.errors import CheckpointError
+from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
+from elastic.folder import check_output, new_folder
+from elastic.nested import Elastic, active, get_elastic
+from elastic.ordering import Correction, correct
+from elastic.pipeline.models import resolve_granularities
+from elastic.recipe import Recipe, parse_recipe
+from elastic.selection import Measured, Quality
+from elastic.space import Subnet
+
+NUM_CALIBRATION = 512
+"""Training examples over which an extracted model is corrected."""
+
+
+@dataclass(frozen=True)
+class Universal:
+    """A universal checkpoint, opened: its model, its recipe, and what its subnets cost."""
+
+    folder: Path
+    record: CheckpointRecord
+    model: PreTrainedModel
+    input_shapes: InputShapes
+
+    @classmethod
+    def open(cls, folder: Path, input_shapes: InputShapes | None = None) -> Universal:
+        """Open a checkpoint folder.
+
+        Raises:
+            CheckpointError: if it is not a whole universal checkpoint.
+        """
+        record = read_record(folder)
+        if record.kind != "universal":
+            raise CheckpointError(f"{folder} is an extracted model; name the universal model that it was cut from.")
+        shapes = input_shapes or {name: tuple(shape) for name, shape in record.input_shapes.items()}
+        return cls(folder, record, load(folder), shapes)
+
+    @property
+    def elastic(self) -> Elastic:
+        """The model's space and family."""
+        return get_elastic(self.model)
+
+    @functools.cached_property
+    def cost_model(self) -> CostModel:
+        """Predicts the cost of any subnet."""
+        return CostModel.of(self.model, self.input_shapes)
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that the model was trained with."""
+        if self.record.recipe is None:
+            raise CheckpointError(f"{self.folder} does not say what it was trained on, so quality cannot be measured.")
+        return parse_recipe(self.record.recipe, str(self.folder / "elastic.json"))
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The recipe's data."""
+        return load_task(self.recipe, self.folder)
+
+    @functools.cached_property
+    def granularities(self) -> dict[str, Subnet]:
+        """The named subnets."""
+        return resolve_granularities(self.recipe, self.elastic)
+
+    def measure(self, subnet: Subnet, split: str = "validation") -> Quality:
+        """Measure a subnet on held-out data."""
+        with active(self.model, subnet):
+            value, count = measure(self.model, self.task, split)
+        metric = self.task.metric
+        return Quality(metric.name, value, metric.higher_is_better, split, count)
+
+
+def extract_checkpoint(
+    universal: Universal, chosen: Measured, output: Path, *, correction: Correction | None = None
+) -> CheckpointRecord:
+    """Cut a subnet, verify it against the universal model, measure it on test data, and write it to ``output``.
+
+    Args:
+        universal: what is cut.
+        chosen: the subnet with its cost and quality.
+        output: folder to write; it must not exist.
+        correction: how the weights are adjusted after the cut has been verified (see `elastic.ordering.correct`).
+
+    Raises:
+        CheckError: if the outputs differ; nothing is written then.
+        OutputExistsError: if ``output`` exists.
+    """
+    check_output(output)
+    subnet = chosen.subnet
+    small = extract(universal.model, subnet)
+    tokens = next(iter(universal.input_shapes.values()))[-1]
+    differences = [
+        verify_extraction(universal.model, subnet, small, _on(universal.model, batch, tokens)) for batch in (1, 4)
+    ]
+    corrected = None if correction is None else _correct(universal, subnet, small, correction)
+    test_quality = None
+    if "test" in universal.task.splits:
+        value, count = measure(small, universal.task, "test")
+        metric = universal.task.metric
+        test_quality = Quality(metric.name, value, metric.higher_is_better, "test", count).to_dict()
+    record = CheckpointRecord(
+        kind="extracted",
+        family=universal.record.family,
+        elastic_version=elastic.__version__,
+        input_shapes={name: list(shape) for name, shape in universal.input_shapes.items()},
+        subnet=subnet.to_dict(),
+        universal_dims=universal.elastic.dims,
+        cost=chosen.cost.to_dict(),
+        quality=chosen.quality.to_dict(),
+        test_quality=test_quality,
+        verification={"max_abs_diff": max(differences), "tolerance": TOLERANCE, "batches": [1, 4]},
+        correction=corrected,
+        recipe=universal.record.recipe,
+        training={"preprocess": dict(universal.task.preprocess)},
+        source={"name": universal.folder.resolve().name, **universal.record.files},
+    )
+    with new_folder(output) as folder:
+        save_checkpoint(small, record, folder)
+        copy_companions(universal.folder, folder)
+        if universal.task.tokenizer is not None:
+            universal.task.tokenizer.save_pretrained(folder)
+    return record
+
+
+def _correct(universal: Universal, subnet: Subnet, small: PreTrainedModel, correction: Correction) -> dict[str, Any]:
+    data = calibration_of(universal.task, NUM_CALIBRATION)
+    correct(universal.model, subnet, small, data, method=correction)
+    value, count = measure(small, universal.task, "validation")
+    metric = universal.task.metric
+    return {
+        "method": correction,
+        "examples": len(data),
+        "quality": Quality(metric.name, value, metric.higher_is_better, "validation", count).to_dict(),
+    }
+
+
+def _on(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+    inputs = sample_inputs(model.config, batch=batch, tokens=tokens)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def is_stock(universal: Universal, subnet: Subnet) -> bool:
+    """Whether stock transformers can load this subnet."""
+    return is_portable(universal.elastic.family, universal.model.config, subnet)
