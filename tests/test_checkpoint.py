@@ -14,7 +14,7 @@ from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.folder import new_folder
 from elastic.nested import active, get_elastic
 from elastic.space import Subnet
-from tests.conftest import subnets
+from tests.conftest import fitting, subnets
 
 DIFFERENT = Subnet(ffn=(13, 0, 64), heads=(2, 4, 0))
 
@@ -35,6 +35,7 @@ def save_extracted(universal, subnet, folder):
 @settings(max_examples=5)
 @given(subnet=subnets())
 def test_extracted_checkpoints_round_trip(universal, subnet, tmp_path_factory):
+    subnet = fitting(universal, subnet)
     folder = tmp_path_factory.mktemp("extracted") / "small"
     save_extracted(universal, subnet, folder)
     inputs = sample_inputs(universal.config, batch=2)

@@ -15,11 +15,12 @@ from elastic.errors import CheckError, SpaceError
 from elastic.extraction import extract, is_portable, largest_difference, sample_inputs, verify_extraction
 from elastic.nested import active, get_elastic
 from elastic.space import Subnet
-from tests.conftest import subnets
+from tests.conftest import fitting, subnets
 
 
 @given(subnet=subnets())
 def test_extracted_equals_active_subnet(universal, subnet):
+    subnet = fitting(universal, subnet)
     small = extract(universal, subnet)
     inputs = sample_inputs(universal.config, batch=3)
     assert verify_extraction(universal, subnet, small, inputs) <= 1e-5
@@ -27,6 +28,7 @@ def test_extracted_equals_active_subnet(universal, subnet):
 
 @given(subnet=subnets())
 def test_extracted_model_has_no_dead_weights(universal, subnet):
+    subnet = fitting(universal, subnet)
     small = extract(universal, subnet)
     used = {name for name, p in small.named_parameters() if p.numel()}
     assert used == {name for name, _ in small.named_parameters()}

@@ -13,6 +13,6 @@ DINOV2 = replace(
     skip_mlp={"norm2": Skip.INPUT, "mlp": Skip.ZERO, "layer_scale2": Skip.INPUT},
     ffn_field="mlp_ratio",
     ffn_is_ratio=True,
-    derived_fields=("stage_names", "_out_features", "_out_indices"),
+    derived_fields=("stage_names", "out_features", "out_indices"),
     unsupported={"use_swiglu_ffn": "the SwiGLU variant of the FFN"},
 )
