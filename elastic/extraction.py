@@ -17,7 +17,15 @@ from transformers.utils.generic import ModelOutput
 
 from elastic.errors import CheckError
 from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs, output_dim
-from elastic.nested import SkippedModule, active, get_elastic, set_head_sizes, take_units
+from elastic.nested import (
+    SkippedModule,
+    active,
+    complete_first_layer,
+    config_of_layers,
+    get_elastic,
+    set_head_sizes,
+    take_units,
+)
 from elastic.space import ModelDims, Subnet, check_subnet
 
 TOLERANCE = 1e-5
@@ -83,12 +91,9 @@ def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> PreTrainedConfig:
     """Return the stock configuration of the subnet; where layers differ, that of its largest layer."""
-    result = copy.deepcopy(config)
-    small, kept = family.body_config(result), subnet.kept_layers
-    setattr(small, family.layers_field, len(kept))
-    for name in family.layer_lists:
-        if values := getattr(small, name, None):
-            setattr(small, name, [values[i] for i in kept])
+    kept = subnet.kept_layers
+    result = config_of_layers(family, config, kept)
+    small = family.body_config(result)
     if is_portable(family, config, subnet):
         dims, ffn, heads = family.dims(config), subnet.ffn[kept[0]], subnet.heads[kept[0]]
         if ffn != dims.ffn:
@@ -136,7 +141,7 @@ def smaller_class(
         model_class.__init__(self, config, *args, **kwargs)
         for position, (layer, index) in enumerate(zip(family.find_layers(self)[1], subnet.kept_layers, strict=True)):
             if index and not position:
-                _complete_first_layer(layer, family)
+                complete_first_layer(layer, family)
             shrink_layer(layer, family, blocks, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
 
     def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> Any:
@@ -147,11 +152,6 @@ def smaller_class(
     # The stock name: it is what transformers writes into the configuration as the architecture.
     body = {"__init__": init, "save_pretrained": save_pretrained, "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), body)
-
-
-def _complete_first_layer(layer: nn.Module, family: Family) -> None:
-    for path, like in family.first_layer_lacks.items():
-        layer.set_submodule(path, copy.deepcopy(layer.get_submodule(like)))
 
 
 def shrink_layer(
@@ -218,9 +218,7 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
         if skipped:
             entry["skip"] = skipped
         per_layer[str(index)] = entry
-    if all(
-        values == (dims.ffn, dims.heads) for values in {(subnet.ffn[i], subnet.heads[i]) for i in subnet.kept_layers}
-    ):
+    if all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers):
         # Sizes alone would not make transformers refuse what it cannot build: a model without its first layer.
         body[family.ffn_field] = _json_ffn(family, body, dims.ffn + 1)
     body["per_layer_config"] = per_layer
@@ -228,7 +226,10 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
 
 
 def _json_ffn(family: Family, body: Mapping[str, Any], ffn: int) -> int | float:
-    return ffn / body["hidden_size"] if family.ffn_is_ratio else ffn
+    if not family.ffn_is_ratio:
+        return ffn
+    whole, rest = divmod(ffn, body["hidden_size"])
+    return ffn / body["hidden_size"] if rest else whole
 
 
 def take_layer_sizes(data: dict[str, Any]) -> bool:

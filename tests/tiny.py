@@ -56,7 +56,9 @@ def _tiny(model_class: str, config_class: str, **config: object) -> Callable[[],
 
 
 def _tiny_siglip() -> PreTrainedModel:
-    config = transformers.SiglipConfig(vision_config={**_SIZES, **_IMAGE}, text_config={**_SIZES, **_TOKENS}, num_labels=5)
+    config = transformers.SiglipConfig(
+        vision_config={**_SIZES, **_IMAGE}, text_config={**_SIZES, **_TOKENS}, num_labels=5
+    )
     return _randomised(transformers.SiglipForImageClassification, config)
 
 
@@ -127,6 +129,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
                     layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
     "phi3": _tiny("Phi3ForCausalLM", "Phi3Config", **_DECODER, original_max_position_embeddings=64),
 }  # fmt: skip
+
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "phi3")
 
 
 def _randomised(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:

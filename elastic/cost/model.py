@@ -19,8 +19,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from elastic.cost.cost import Cost, InputShapes
 from elastic.cost.params import count_layer_params
 from elastic.errors import ElasticError
-from elastic.families import TOKEN_INPUTS, Family
-from elastic.nested import RowNested, active, get_elastic, make_elastic, meta_model
+from elastic.families import TOKEN_INPUTS, Family, get_family
+from elastic.nested import (
+    RowNested,
+    active,
+    complete_first_layer,
+    config_of_layers,
+    get_elastic,
+    make_elastic,
+    meta_model,
+)
 from elastic.space import SearchSpace, Subnet, check_subnet
 
 
@@ -36,19 +44,21 @@ class CostModel:
     """
 
     def __init__(self, model_class: type[PreTrainedModel], config: PreTrainedConfig, input_shapes: InputShapes) -> None:
-        config = copy.deepcopy(config)
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
-        self._model = make_elastic(meta_model(model_class, config), SearchSpace()).eval()
-        self._model.set_attn_implementation("eager")
+        self._model_class, self._config = model_class, copy.deepcopy(config)
+        self._family = get_family(config)
+        num_layers = self._family.dims(config).num_layers
+        self._model = self._of_layers(tuple(range(num_layers)))
         elastic = get_elastic(self._model)
         self._dims = elastic.dims
         self._element_bytes = (getattr(config, "dtype", None) or torch.float32).itemsize
         layers = elastic.family.find_layers(self._model)[1]
         self._layer_params = [count_layer_params(layer, elastic.family, config) for layer in layers]
         self._outside_params = _num_params(self._model) - _num_params(layers)
-        self._kinds = _layer_kinds(layers, elastic.family, config)
+        self._types, self._kinds = _layer_kinds(layers, elastic.family, config)
         # A search asks for thousands of subnets that are made of few distinct layers.
         self._traced_peak = functools.cache(self._trace_peak)
+        self._cut_model = functools.cache(self._of_layers)
         self._trace_flops()
 
     @classmethod
@@ -88,63 +98,72 @@ class CostModel:
         self._outside_flops = both - self._attention_flops - self._mlp_flops
 
     def _count_flops(self, ffn: int, heads: int) -> int:
-        with active(self._model, self._only({0: (ffn, heads)})), FlopCounterMode(display=False) as counter:
-            self._forward()
+        with active(self._model, _only({0: (ffn, heads)}, self._dims.num_layers)):
+            with FlopCounterMode(display=False) as counter:
+                self._forward(self._model)
         return int(counter.get_total_flops())
-
-    def _only(self, choices: Mapping[int, tuple[int, int]]) -> Subnet:
-        """Return the subnet with these layers, each with its FFN width and heads."""
-        layers = [choices.get(layer, (0, 0)) for layer in range(self._dims.num_layers)]
-        return Subnet(ffn=tuple(ffn for ffn, _ in layers), heads=tuple(heads for _, heads in layers))
 
     # Traces on the meta device
 
-    def _forward(self) -> None:
+    def _forward(self, model: PreTrainedModel) -> None:
         inputs = {
             name: torch.zeros(shape, device="meta", dtype=torch.int64 if name in TOKEN_INPUTS else torch.float32)
             for name, shape in self.input_shapes.items()
         }
-        if self._model.can_generate():
+        if model.can_generate():
             # Without a mask, decoders look into the positions for packed sequences, which the meta device has not got.
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             try:
-                self._model(**inputs, **({"use_cache": False} if self._caches else {}))
+                model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
             except (TypeError, ValueError, RuntimeError) as error:
                 shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in self.input_shapes.items())
                 raise ElasticError(f"the model does not take the input shape {shapes}: {error}") from None
 
-    @property
-    def _caches(self) -> bool:
-        return self._model.can_generate()
+    def _of_layers(self, layers: tuple[int, ...]) -> PreTrainedModel:
+        """Build the full model, or one that has only these of its layers, without weights."""
+        model = meta_model(self._model_class, config_of_layers(self._family, self._config, layers))
+        if layers[0]:
+            complete_first_layer(self._family.find_layers(model)[1][0], self._family)
+        model = make_elastic(model, SearchSpace()).eval()
+        model.set_attn_implementation("eager")
+        return model
 
     def _activation_bytes(self, subnet: Subnet) -> int:
+        # Masks and position embeddings live outside of the layers, one for each type of layer that is there.
+        types = frozenset(self._types[layer] for layer in subnet.kept_layers)
         return max(
-            self._traced_peak((subnet.ffn[layer], subnet.heads[layer]), self._kinds[layer], is_first=index == 0)
+            self._traced_peak((subnet.ffn[layer], subnet.heads[layer]), self._kinds[layer], types, is_first=index == 0)
             for index, layer in enumerate(subnet.kept_layers)
         )
 
-    def _trace_peak(self, choice: tuple[int, int], kind: int, *, is_first: bool) -> int:
-        """Trace a model of one such layer, or one with a tiny layer before: beside later ones, embeddings stay alive."""
-        if is_first:
-            subnet = self._only({self._kinds.index(kind): choice})
-        else:
-            layer = self._kinds.index(kind, 1)
-            subnet = self._only({0: (1, 0), layer: choice})
-        with active(self._model, subnet), _gathered_rows(self._model) as gathered:
-            return peak_activation_bytes(self._forward, self._model, gathered)
+    def _trace_peak(self, choice: tuple[int, int], kind: int, types: frozenset[object], *, is_first: bool) -> int:
+        """Trace one such layer, alone or after a tiny one: beside later layers, the embeddings stay alive."""
+        layers = tuple(layer for layer, layer_type in enumerate(self._types) if layer_type in types)
+        model = self._cut_model(layers)
+        kinds = [self._kinds[layer] for layer in layers]
+        traced = {kinds.index(kind): choice} if is_first else {0: (1, 0), kinds.index(kind, 1): choice}
+        with active(model, _only(traced, len(layers))), _gathered_rows(model) as gathered:
+            return peak_activation_bytes(lambda: self._forward(model), model, gathered)
 
 
-def _layer_kinds(layers: nn.ModuleList, family: Family, config: PreTrainedConfig) -> list[int]:
-    """Number the layers by what is the same in them: parameters, and what the configuration says of each layer."""
+def _only(choices: Mapping[int, tuple[int, int]], num_layers: int) -> Subnet:
+    """Return the subnet that has only these layers, each with its FFN width and heads."""
+    layers = [choices.get(layer, (0, 0)) for layer in range(num_layers)]
+    return Subnet(ffn=tuple(ffn for ffn, _ in layers), heads=tuple(heads for _, heads in layers))
+
+
+def _layer_kinds(layers: nn.ModuleList, family: Family, config: PreTrainedConfig) -> tuple[list[object], list[int]]:
+    """Return the type that the configuration gives each layer, and numbers that are equal where layers are alike."""
     body = family.body_config(config)
     lists = [values for name in family.layer_lists if (values := getattr(body, name, None))]
+    types: list[object] = [tuple(values[index] for values in lists) for index in range(len(layers))]
     kinds: dict[object, int] = {}
-    found = []
-    for index, layer in enumerate(layers):
+    numbers = []
+    for layer, layer_type in zip(layers, types, strict=True):
         shapes = tuple((name, parameter.shape) for name, parameter in layer.named_parameters())
-        found.append(kinds.setdefault((shapes, tuple(values[index] for values in lists)), len(kinds)))
-    return found
+        numbers.append(kinds.setdefault((shapes, layer_type), len(kinds)))
+    return types, numbers
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from elastic.nested.active import Elastic, active, get_elastic
 from elastic.nested.head_sizes import set_head_sizes
 from elastic.nested.layers import RowNested, SkippedModule, take_units
-from elastic.nested.surgery import make_elastic, meta_model
+from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model
 
 __all__ = [
     "Elastic",
     "RowNested",
     "SkippedModule",
     "active",
+    "complete_first_layer",
+    "config_of_layers",
     "get_elastic",
     "make_elastic",
     "meta_model",

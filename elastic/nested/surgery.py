@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from elastic.errors import ElasticError, FamilyError
 from elastic.families import LINEAR_CLASSES, Block, Family, Skip, get_family
@@ -117,3 +118,20 @@ def meta_model(model_class: type[PreTrainedModel], config: object) -> PreTrained
     """Build a model of this class on the meta device: shapes without weights."""
     with torch.device("meta"):
         return model_class(config)  # type: ignore[arg-type]
+
+
+def config_of_layers(family: Family, config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedConfig:
+    """Return a copy of a configuration that describes only these layers."""
+    result = copy.deepcopy(config)
+    body = family.body_config(result)
+    setattr(body, family.layers_field, len(kept))
+    for name in family.layer_lists:
+        if values := getattr(body, name, None):
+            setattr(body, name, [values[i] for i in kept])
+    return result
+
+
+def complete_first_layer(layer: nn.Module, family: Family) -> None:
+    """Give the first layer of a model what it would lack there, because it comes from further up."""
+    for path, like in family.first_layer_lacks.items():
+        layer.set_submodule(path, copy.deepcopy(layer.get_submodule(like)))
