@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from elastic.extraction import is_portable
 from elastic.families import get_family
 from elastic.nested import get_elastic, make_elastic
 from elastic.space import Subnet
@@ -36,6 +37,13 @@ def fitting(model, subnet: Subnet) -> Subnet:
     """Return the nearest larger subnet that the model can run: heads leave in groups."""
     group = get_elastic(model).dims.heads_per_group
     return Subnet(subnet.ffn, tuple(-(-heads // group) * group for heads in subnet.heads))
+
+
+def portable_subnets(model) -> list[Subnet]:
+    """Return the uniform subnets, but the largest, that the family says stock transformers can load."""
+    elastic = get_elastic(model)
+    smaller = [s for s in elastic.resolved.uniform_subnets() if s != elastic.resolved.largest]
+    return [s for s in smaller if is_portable(elastic.family, model.config, s)]
 
 
 @pytest.fixture(scope="session")

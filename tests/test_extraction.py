@@ -22,7 +22,7 @@ from elastic.extraction import (
 )
 from elastic.nested import active, get_elastic
 from elastic.space import Subnet
-from tests.conftest import fitting, subnets
+from tests.conftest import fitting, portable_subnets, subnets
 from tests.tiny import DECODERS
 
 
@@ -54,12 +54,6 @@ def test_uniform_subnets_are_stock_models(universal):
             assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
                 n: p.shape for n, p in small.named_parameters()
             }
-
-
-def portable_subnets(model):
-    elastic = get_elastic(model)
-    smaller = [s for s in elastic.resolved.uniform_subnets() if s != elastic.resolved.largest]
-    return [s for s in smaller if is_portable(elastic.family, model.config, s)]
 
 
 def test_stock_loading_in_a_process_without_elastic(_universal_models, tmp_path):

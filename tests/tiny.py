@@ -56,9 +56,8 @@ def _tiny(model_class: str, config_class: str, **config: object) -> Callable[[],
 
 
 def _tiny_siglip() -> PreTrainedModel:
-    config = transformers.SiglipConfig(
-        vision_config={**_SIZES, **_IMAGE}, text_config={**_SIZES, **_TOKENS}, num_labels=5
-    )
+    vision, text = {**_SIZES, **_IMAGE}, {**_SIZES, **_TOKENS}
+    config = transformers.SiglipConfig(vision_config=vision, text_config=text, num_labels=5)
     return _randomised(transformers.SiglipForImageClassification, config)
 
 
@@ -115,7 +114,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         num_labels=3,
     ),
     "mpnet": _tiny("MPNetModel", "MPNetConfig", **_TEXT),
-    "modernbert": _tiny("ModernBertForMaskedLM", "ModernBertConfig", **_TEXT, **_TOKENS, cls_token_id=1, sep_token_id=2, local_attention=8),
+    "modernbert": _tiny("ModernBertForMaskedLM", "ModernBertConfig", **_TEXT, **_TOKENS, cls_token_id=1,
+                        sep_token_id=2, local_attention=8),
     "gpt2": _tiny("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=3, n_head=4, n_inner=64, n_positions=64,
                   vocab_size=60, **_TOKENS),
     "llama": tiny_llama,

@@ -98,9 +98,9 @@ class CostModel:
         self._outside_flops = both - self._attention_flops - self._mlp_flops
 
     def _count_flops(self, ffn: int, heads: int) -> int:
-        with active(self._model, _only({0: (ffn, heads)}, self._dims.num_layers)):
-            with FlopCounterMode(display=False) as counter:
-                self._forward(self._model)
+        subnet = _only({0: (ffn, heads)}, self._dims.num_layers)
+        with active(self._model, subnet), FlopCounterMode(display=False) as counter:
+            self._forward(self._model)
         return int(counter.get_total_flops())
 
     # Traces on the meta device

@@ -1,4 +1,7 @@
-"""ViT (arXiv 2010.11929) and models of the same layers: DeiT (2012.12877), Audio Spectrogram Transformer (2104.01778)."""
+"""ViT (arXiv 2010.11929) and models of the same layers: pre-norm encoders over patches.
+
+DeiT (2012.12877), and the Audio Spectrogram Transformer (2104.01778).
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Sizes that attention modules read from attributes while they run: those of the active, or of the extracted, choice."""
+"""Sizes that attention modules read from attributes while they run, as the active or the extracted choice has them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConfigView:
 
 
 def sizes_by_module(family: Family) -> dict[str, Sizes]:
-    """Return the attributes that follow from the heads for each module of a layer; those of its config as ``config.x``."""
+    """Return which attributes follow from the heads, for each module of a layer; ``config.x`` is one of its config."""
     found: dict[str, Sizes] = {}
     for path, size in family.head_sizes.items():
         module, _, name = path.rpartition(".")

@@ -104,14 +104,14 @@ def _nest_layer(
         linear.__class__ = COLUMN_NESTED[type(linear)]  # type: ignore[index,assignment]
         for path, skip in modules.items():
             module = layer.get_submodule(path)
-            module.__class__ = skippable_class(type(module), skip)  # type: ignore[assignment]
+            module.__class__ = skippable_class(type(module), skip)  # type: ignore[assignment,arg-type]
             module.sublayer = Position(active, index, axis)  # type: ignore[assignment]
     for path, sizes in sizes_by_module(family).items():
         module = layer.get_submodule(path)
-        module.__class__ = sized_class(type(module), sizes, head_dim, heads_per_group)  # type: ignore[assignment]
+        module.__class__ = sized_class(type(module), sizes, head_dim, heads_per_group)  # type: ignore[assignment,arg-type]
     layer.nested_active = active  # type: ignore[assignment]
     layer.nested_index = index  # type: ignore[assignment]
-    layer.__class__ = nested_layer_class(type(layer), family.layer_returns_tuple)  # type: ignore[assignment]
+    layer.__class__ = nested_layer_class(type(layer), family.layer_returns_tuple)  # type: ignore[assignment,arg-type]
 
 
 def meta_model(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
