@@ -20,10 +20,11 @@ from elastic.extraction import (
     take_layer_sizes,
     verify_extraction,
 )
-from elastic.nested import active, get_elastic
-from elastic.space import Subnet
+from elastic.families import get_family
+from elastic.nested import active, get_elastic, make_elastic
+from elastic.space import SearchSpace, Subnet
 from tests.conftest import fitting, portable_subnets, subnets
-from tests.tiny import DECODERS
+from tests.tiny import DECODERS, MODELS
 
 
 @given(subnet=subnets())
@@ -172,3 +173,23 @@ def test_auto_class_loads_a_uniform_vit(_universal_models, tmp_path):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "vit")
     assert loaded.config.head_dim == 8
     assert loaded.config.num_attention_heads == 2
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_head_counts_that_do_not_divide_the_hidden_size(name, tmp_path):
+    """They load stock where the family says so, and are never called portable where transformers refuses them."""
+    model = MODELS[name]()
+    family = get_family(model.config)
+    if not family.config_has_head_dim:
+        pytest.skip("no stock configuration holds fewer heads")
+    if family.kv_heads_field:
+        setattr(model.config, family.kv_heads_field, 4)
+        model = type(model)(model.config).eval()
+    make_elastic(model, SearchSpace())
+    subnet = Subnet(ffn=(64,) * 3, heads=(3,) * 3)
+    assert is_portable(family, model.config, subnet) != family.heads_divide_hidden
+    small, inputs = extract(model, subnet), sample_inputs(model.config, batch=2)
+    verify_extraction(model, subnet, small, inputs)
+    if not family.heads_divide_hidden:
+        small.save_pretrained(tmp_path)
+        verify_extraction(model, subnet, type(model).from_pretrained(tmp_path), inputs)

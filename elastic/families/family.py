@@ -112,6 +112,8 @@ class Family:
     first_layer_lacks: Mapping[str, str] = field(default_factory=dict)
     """Modules that the first layer does without, each with a module of the same kind in the same layer."""
     layer_returns_tuple: bool = False
+    generates: bool = False
+    """Whether it is a decoder that generates text."""
     model_classes: tuple[str, ...] = ()
     """The only classes of this type that are supported; all if empty."""
     unsupported: Mapping[str, str] | None = None

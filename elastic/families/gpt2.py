@@ -15,6 +15,7 @@ GPT2 = Family(
     ffn_field="n_inner",
     heads_field="n_head",
     layers_field="n_layer",
+    generates=True,
     head_sizes={"attn.split_size": HeadSize.WIDTH},
     unsupported={
         "add_cross_attention": "cross-attention",

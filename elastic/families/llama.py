@@ -23,6 +23,7 @@ LLAMA = Family(
     config_has_head_dim=True,
     heads_divide_hidden=True,
     kv_heads_field="num_key_value_heads",
+    generates=True,
 )
 
 MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -18,10 +20,13 @@ from transformers import (
 )
 
 from elastic.errors import FamilyError, SpaceError
+from elastic.extraction import is_portable
 from elastic.families import FAMILIES, get_family, num_inputs, num_outputs
-from elastic.nested import make_elastic
+from elastic.families.table import updated
+from elastic.nested import get_elastic, make_elastic
 from elastic.space import SearchSpace
-from tests.tiny import MODELS, SPACE
+from tests.conftest import make_tiny_elastic
+from tests.tiny import DECODERS, MODELS, SPACE
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -43,6 +48,29 @@ def test_every_declared_path_exists(name):
 
 def test_every_family_has_a_tiny_model():
     assert {build().config.model_type for build in MODELS.values()} == set(FAMILIES)
+
+
+def test_the_decoders_that_are_tested_are_those_that_claim_to_generate():
+    tested = {MODELS[name]().config.model_type for name in DECODERS}
+    assert tested == {family.model_type for family in FAMILIES.values() if family.generates}
+
+
+def test_the_readme_holds_the_table_of_the_families():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert readme == updated(readme), "run python -m elastic.families.table README.md"
+
+
+def test_the_table_says_what_stock_configurations_hold():
+    """Of the tiny models' uniform subnets, those load stock that the row's words allow."""
+    for name, build in MODELS.items():
+        model = make_tiny_elastic(build())
+        elastic = get_elastic(model)
+        family = elastic.family
+        portable = [s for s in elastic.resolved.uniform_subnets() if is_portable(family, model.config, s)]
+        kept = [(s.ffn[s.kept_layers[0]], s.heads[s.kept_layers[0]]) for s in portable]
+        assert {heads for _, heads in kept} == ({2, 4} if family.config_has_head_dim else {4}), name
+        widths = {16, 32, 64} if family.config_has_ffn and not family.ffn_is_ratio else {64}
+        assert {ffn for ffn, _ in kept} == (widths | {32} if family.ffn_is_ratio else widths), name
 
 
 def test_sub_layers_hold_all_weights_that_they_should():
