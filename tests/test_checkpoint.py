@@ -51,6 +51,18 @@ def test_extracted_checkpoints_round_trip(universal, subnet, tmp_path_factory):
         assert largest_difference(load(again)(**inputs)[0], loaded(**inputs)[0]) == 0
 
 
+@pytest.mark.parametrize("universal", ["modernbert"], indirect=True)
+def test_a_modernbert_without_its_first_layer(universal, tmp_path):
+    """Its first layer alone has no norm, so that no stock configuration describes the rest; all sizes are full."""
+    subnet = Subnet(ffn=(0, 64, 64), heads=(0, 4, 4))
+    save_extracted(universal, subnet, tmp_path / "small")
+    inputs = sample_inputs(universal.config, batch=2)
+    with active(universal, subnet), torch.no_grad():
+        assert largest_difference(universal(**inputs)[0], load(tmp_path / "small")(**inputs)[0]) <= 1e-5
+    with pytest.raises(Exception, match=r"per-layer attribute"):
+        type(universal).from_pretrained(tmp_path / "small")
+
+
 @pytest.mark.parametrize("universal", ["vit"], indirect=True)
 @pytest.mark.parametrize(
     ("changes", "message"),

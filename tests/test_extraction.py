@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from hypothesis import given
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, GPT2Config, GPT2Model
 
 from elastic.errors import CheckError, SpaceError
 from elastic.extraction import (
@@ -193,3 +193,16 @@ def test_head_counts_that_do_not_divide_the_hidden_size(name, tmp_path):
     if not family.heads_divide_hidden:
         small.save_pretrained(tmp_path)
         verify_extraction(model, subnet, type(model).from_pretrained(tmp_path), inputs)
+
+
+def test_gpt2_without_a_stated_ffn_width(tmp_path):
+    """It is four times the hidden size then."""
+    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 60}
+    model = make_elastic(GPT2Model(GPT2Config(**sizes)).eval(), SearchSpace(ffn=[0.5, 1.0]))
+    subnet = get_elastic(model).resolved.smallest
+    assert subnet.ffn == (16, 16)
+    small, inputs = extract(model, subnet), sample_inputs(model.config, batch=2)
+    assert small.config.n_inner == 16
+    assert extract(model, get_elastic(model).resolved.largest).config.n_inner is None
+    small.save_pretrained(tmp_path)
+    verify_extraction(model, subnet, GPT2Model.from_pretrained(tmp_path), inputs)

@@ -140,14 +140,16 @@ def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwa
         return hidden
     if skip is Skip.RESIDUAL:
         return args[1] if len(args) > 1 else kwargs["input_tensor"]
+    # One zero with as many dimensions as the input: drop path draws a number for each example.
+    zero = hidden.new_zeros((1,) * hidden.ndim)
     if skip is Skip.ZERO:
-        return hidden.new_zeros(())
+        return zero
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
         batch, length = hidden.shape[:2]
         no_width = hidden.new_zeros((batch, 1, length, 0))
         cache.update(no_width, no_width, layer_idx)
-    return (hidden if skip is Skip.ATTENTION_INPUT else hidden.new_zeros(()), None)
+    return (hidden if skip is Skip.ATTENTION_INPUT else zero, None)
 
 
 class SkippedModule(nn.Module):

@@ -138,6 +138,15 @@ def test_inactive_weights_get_no_gradient(universal):
     assert layers[2].get_submodule(family.head_output).weight.grad is None
 
 
+@pytest.mark.parametrize("universal", ["dinov2"], indirect=True)
+def test_drop_path_takes_skipped_sub_layers(universal):
+    config = copy.deepcopy(universal.config)
+    config.drop_path_rate = 0.5
+    model = make_elastic(type(universal)(config), SPACE).train()
+    with active(model, SMALL):
+        model(**sample_inputs(config, batch=2))[0].sum().backward()
+
+
 def test_hidden_states_are_recorded(universal):
     inputs = sample_inputs(universal.config, batch=2)
     with active(universal, fitting(universal, Subnet(ffn=(16, 0, 32), heads=(2, 0, 4)))), torch.no_grad():
