@@ -127,6 +127,28 @@ class Subnet:
 
 
 @dataclass(frozen=True)
+class DropOrder:
+    """In which order layers and sub-layers leave, the least important first; each a permutation of the layers."""
+
+    layers: tuple[int, ...]
+    attention: tuple[int, ...]
+    mlp: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            order = tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, order)
+            if sorted(order) != list(range(len(order))) or len(order) != len(self.layers):
+                raise SpaceError(
+                    f"the drop order of {field.name} must hold every layer index from 0 once, not {list(order)}."
+                )
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Return the JSON form."""
+        return {name: list(order) for name, order in asdict(self).items()}
+
+
+@dataclass(frozen=True)
 class SearchSpace:
     """Which axes are elastic, and the choices of each, as fractions of the model's maximum or as whole numbers.
 
@@ -174,8 +196,12 @@ class SearchSpace:
         """Return the JSON form, axes at their maximum left out."""
         return {axis: list(v) for axis, v in asdict(self).items() if v != (1.0,)}
 
-    def resolve(self, dims: ModelDims) -> ResolvedSpace:
+    def resolve(self, dims: ModelDims, drop_order: DropOrder | None = None) -> ResolvedSpace:
         """Turn fractions into whole numbers for one model.
+
+        Args:
+            dims: the sizes of the model.
+            drop_order: in which order layers leave; without one, those that stay are evenly spaced.
 
         Raises:
             SpaceError: if a choice is above the maximum, is not a whole number of neurons, heads or
@@ -188,8 +214,14 @@ class SearchSpace:
             "attention": dims.num_layers,
             "mlp": dims.num_layers,
         }
+        if drop_order is not None and len(drop_order.layers) != dims.num_layers:
+            raise SpaceError(
+                f"the drop order is of {len(drop_order.layers)} layers, and the model has {dims.num_layers}."
+            )
         return ResolvedSpace(
-            dims=dims, **{axis: _resolve_axis(axis, getattr(self, axis), maximum[axis], dims) for axis in AXES}
+            dims=dims,
+            drop_order=drop_order,
+            **{axis: _resolve_axis(axis, getattr(self, axis), maximum[axis], dims) for axis in AXES},
         )
 
 
@@ -228,8 +260,9 @@ def evenly_spaced(num_items: int, num_kept: int) -> tuple[int, ...]:
 class ResolvedSpace:
     """A search space over one model: every choice a whole number, ascending.
 
-    FFN width and heads are free in every layer. Which layers are kept follows from how many:
-    evenly spaced ones, and likewise for the sub-layers among them.
+    FFN width and heads are free in every layer. Which layers are kept follows from how many: those
+    that leave last, or evenly spaced ones where there is no drop order; and likewise for the
+    sub-layers among them.
     """
 
     dims: ModelDims
@@ -238,6 +271,7 @@ class ResolvedSpace:
     layers: tuple[int, ...]
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
+    drop_order: DropOrder | None = None
 
     def uniform(self, **choices: int) -> Subnet:
         """Return the subnet with one choice for all layers; axes not given take their largest.
@@ -263,12 +297,20 @@ class ResolvedSpace:
         return self.uniform(**{axis: getattr(known, axis)[0] for axis in choices})
 
     def _kept_sublayers(self, layers: int, attention: int, mlp: int) -> tuple[frozenset[int], frozenset[int]]:
-        kept = evenly_spaced(self.dims.num_layers, layers)
+        order = self.drop_order
+        if order is None:
+            kept = evenly_spaced(self.dims.num_layers, layers)
 
-        def among_kept(count: int) -> frozenset[int]:
-            return frozenset(kept[i] for i in evenly_spaced(layers, min(count, layers)))
+            def among_kept(count: int) -> frozenset[int]:
+                return frozenset(kept[i] for i in evenly_spaced(layers, min(count, layers)))
 
-        return among_kept(attention), among_kept(mlp)
+            return among_kept(attention), among_kept(mlp)
+        left = order.layers[self.dims.num_layers - layers :]
+
+        def last_to_leave(leaving: tuple[int, ...], count: int) -> frozenset[int]:
+            return frozenset([i for i in leaving if i in left][-count:])
+
+        return last_to_leave(order.attention, attention), last_to_leave(order.mlp, mlp)
 
     @property
     def largest(self) -> Subnet:

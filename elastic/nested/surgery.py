@@ -22,16 +22,22 @@ from elastic.nested.layers import (
     nested_layer_class,
     skippable_class,
 )
-from elastic.space import SearchSpace, Subnet
+from elastic.space import DropOrder, SearchSpace, Subnet
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def make_elastic(model: Model, space: SearchSpace) -> Model:
+def make_elastic(model: Model, space: SearchSpace, drop_order: DropOrder | None = None) -> Model:
     """Make ``model`` elastic along the axes of ``space``, and return it.
 
     The model is changed in place. It keeps its class, its parameter names and its outputs; it runs
     smaller subnets inside `elastic.active`.
+
+    Args:
+        model: a stock model of a supported family.
+        space: which axes are elastic.
+        drop_order: in which order layers leave (see `elastic.ordering.drop_order`); without one, the
+            layers of shallow subnets are evenly spaced.
 
     Raises:
         FamilyError: if the architecture is not supported (lists the supported ones).
@@ -43,7 +49,7 @@ def make_elastic(model: Model, space: SearchSpace) -> Model:
     family = get_family(model.config)
     _check_class(model, family)
     dims = family.dims(model.config)
-    resolved = space.resolve(dims)
+    resolved = space.resolve(dims, drop_order)
     full = Subnet(ffn=(dims.ffn,) * dims.num_layers, heads=(dims.heads,) * dims.num_layers)
     active = ActiveSubnet(full)
     path, layers = family.find_layers(model)

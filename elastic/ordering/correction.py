@@ -1,0 +1,155 @@
+"""Correction without training: least squares makes up for what a narrower or shallower model has lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from elastic.errors import ElasticError
+from elastic.families import Family
+from elastic.nested import SkippedModule, active, get_elastic
+from elastic.ordering.permutation import rows_dim
+from elastic.ordering.sites import Batches, StopForward, evaluating, layers_of, run, tokens
+from elastic.space import Subnet
+
+Correction = Literal["least_squares", "mean"]
+RELATIVE_RIDGE = 1e-2
+"""Pull towards the weights as they were, as a share of the mean square of the activations."""
+
+
+@dataclass(frozen=True)
+class _Sublayer:
+    """Where an output projection stands: what it adds, and what it is added to."""
+
+    output: nn.Module
+    residual: nn.Module
+    """The module whose first input is the stream that the sub-layer adds to."""
+
+
+def correct(
+    universal: PreTrainedModel,
+    subnet: Subnet,
+    small: PreTrainedModel,
+    batches: Batches,
+    *,
+    method: Correction = "least_squares",
+) -> None:
+    """Adjust the output projections of an extracted model so that its streams follow the universal model's.
+
+    One sub-layer after the other, on the stream of what has been corrected already: the weights (and bias)
+    out of the neurons or heads that are left become the least-squares solution for what the full
+    model has in the stream after this sub-layer. So they make up for units that are gone (STAT, arXiv
+    2406.00061, section 3), for layers that are gone, and for what the sub-layers before left over. ``mean``
+    adjusts biases alone: what is gone is replaced by its mean update (arXiv 2407.16286).
+
+    Args:
+        universal: the universal model; its largest subnet is the target.
+        subnet: the subnet that ``small`` is.
+        small: the extracted model; changed in place.
+        batches: calibration inputs.
+        method: ``least_squares`` or ``mean``.
+
+    Raises:
+        ElasticError: if there are no batches, or ``mean`` is asked of a family without biases.
+    """
+    largest = get_elastic(universal).resolved.largest
+    family, small_layers = layers_of(small)
+    _, full_layers = layers_of(universal)
+    with torch.no_grad(), evaluating(universal), evaluating(small), active(universal, largest):
+        for layer, index in zip(small_layers, subnet.kept_layers, strict=True):
+            for sublayer, target in zip(_sublayers(family, layer), _sublayers(family, full_layers[index]), strict=True):
+                if not isinstance(sublayer.output, SkippedModule):
+                    _correct(family, universal, target, small, sublayer, batches, method)
+
+
+def _sublayers(family: Family, layer: nn.Module) -> list[_Sublayer]:
+    mlp_start = layer.get_submodule(next(iter(family.skip_mlp)))
+
+    def output(path: str) -> nn.Module:
+        module: nn.Module = layer
+        for part in path.split("."):
+            if isinstance(module, SkippedModule):
+                return module
+            module = module.get_submodule(part)
+        return module
+
+    return [_Sublayer(output(family.head_output), layer), _Sublayer(output(family.ffn_output), mlp_start)]
+
+
+def _correct(
+    family: Family,
+    universal: PreTrainedModel,
+    target: _Sublayer,
+    small: PreTrainedModel,
+    sublayer: _Sublayer,
+    batches: Batches,
+    method: Correction,
+) -> None:
+    projection = sublayer.output
+    has_bias = getattr(projection, "bias", None) is not None
+    if method == "mean" and not has_bias:
+        raise ElasticError(
+            f"models of type '{family.model_type}' have no biases that could hold a mean update; use least_squares."
+        )
+    gram, cross, count = None, None, 0
+    for batch in batches:
+        wanted = _observe(universal, target, batch)
+        here = _observe(small, sublayer, batch)
+        rest = wanted.after - here.after  # what the projection should add to what it adds now
+        values = here.inputs if not has_bias else torch.cat([here.inputs, torch.ones_like(here.inputs[:, :1])], 1)
+        if method == "mean":
+            values = values[:, -1:]
+        gram = (values.T @ values).double() + (0 if gram is None else gram)
+        cross = (values.T @ rest).double() + (0 if cross is None else cross)
+        count += len(values)
+    if gram is None or cross is None:
+        raise ElasticError("there is no calibration data with usable rows; name some with --calibration.")
+    ridge = torch.full((len(gram),), RELATIVE_RIDGE * float(gram.diagonal().mean()), dtype=gram.dtype)
+    if has_bias:
+        ridge[-1] = 0
+    change = torch.linalg.solve(gram + torch.diag(ridge), cross)
+    weight: Any = projection.weight
+    if has_bias:
+        projection.bias.add_(change[-1].to(weight))  # type: ignore[operator,union-attr]
+        change = change[:-1]
+    if method == "least_squares":
+        weight.add_((change if rows_dim(projection) else change.T).to(weight))
+
+
+@dataclass(frozen=True)
+class _Observed:
+    inputs: torch.Tensor
+    """``(tokens, columns)``: what flows into the output projection."""
+    after: torch.Tensor
+    """``(tokens, hidden)``: the stream after the projection's output was added to it."""
+
+
+def _observe(model: PreTrainedModel, sublayer: _Sublayer, batch: Mapping[str, torch.Tensor]) -> _Observed:
+    seen: dict[str, torch.Tensor] = {}
+
+    def note_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["residual"] = args[0] if args else kwargs["hidden_states"]
+
+    def note_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        seen["inputs"], seen["output"] = args[0], output
+        raise StopForward
+
+    handles = [
+        sublayer.residual.register_forward_pre_hook(note_residual, with_kwargs=True),
+        sublayer.output.register_forward_hook(note_output),
+    ]
+    try:
+        run(model, batch)
+    except StopForward:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Observed(
+        inputs=tokens(seen["inputs"], batch).float(), after=tokens(seen["residual"] + seen["output"], batch).float()
+    )
