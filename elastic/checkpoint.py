@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from elastic.errors import CheckpointError
-from elastic.extraction import smaller_class
+from elastic.extraction import smaller_class, take_layer_sizes
 from elastic.families import get_family
 from elastic.folder import sha256
 from elastic.nested import Elastic, make_elastic
@@ -186,7 +186,7 @@ def _read_config(folder: Path, record: CheckpointRecord) -> tuple[PreTrainedConf
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text())
-        layers_differ = data.pop("per_layer_config", None) is not None
+        layers_differ = take_layer_sizes(data)
         config = AutoConfig.for_model(**data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from elastic.errors import CheckError
-from elastic.families import Family, Skip
-from elastic.nested import SkippedModule, active, get_elastic
+from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs, output_dim
+from elastic.nested import (
+    SkippedModule,
+    active,
+    complete_first_layer,
+    config_of_layers,
+    get_elastic,
+    set_head_sizes,
+    take_units,
+)
 from elastic.space import ModelDims, Subnet, check_subnet
 
 TOLERANCE = 1e-5
@@ -41,58 +50,82 @@ def extract(model: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         small = model_class._from_config(config, dtype=model.dtype)
     source = model.state_dict()
-    renamed = _layer_names(elastic.family, model, subnet)
-    weights = {name: _prefix(source[renamed(name)], target) for name, target in small.state_dict().items()}
-    small.load_state_dict(weights, strict=True)
+    cut = _cutter(elastic.family, model, subnet)
+    small.load_state_dict({name: cut(source, name, target) for name, target in small.state_dict().items()})
     small.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     return small.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 
-def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The first rows and columns of ``weight`` that fill ``target``: every nesting is a prefix."""
-    return weight[tuple(slice(size) for size in target.shape)]
+def _cutter(family: Family, model: PreTrainedModel, subnet: Subnet) -> Callable[..., torch.Tensor]:
+    """Return the function that cuts one weight of the small model out of those of the universal one.
 
+    Rows of projections are the first units of each block; everything else is a prefix.
+    """
+    path, layers = family.find_layers(model)
+    prefix = path + "."
+    heads_per_group = family.dims(model.config).heads_per_group
+    head_blocks, ffn_blocks = family.head_blocks(model.config), family.ffn_blocks(model.config)
 
-def _layer_names(family: Family, model: PreTrainedModel, subnet: Subnet) -> Any:
-    """Return the function from a parameter's name in the small model to its name in the universal one."""
-    prefix = family.find_layers(model)[0] + "."
-
-    def renamed(name: str) -> str:
+    def cut(source: Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> torch.Tensor:
         if not name.startswith(prefix):
-            return name
+            return _prefix(source[name], target)
         index, rest = name[len(prefix) :].split(".", 1)
-        return f"{prefix}{subnet.kept_layers[int(index)]}.{rest}"
+        layer = subnet.kept_layers[int(index)]
+        weight = source[f"{prefix}{layer}.{rest}"]
+        projection, _, parameter = rest.rpartition(".")
+        if projection in head_blocks:
+            blocks, units = head_blocks[projection], subnet.heads[layer] // heads_per_group
+        elif projection in ffn_blocks:
+            blocks, units = ffn_blocks[projection], subnet.ffn[layer]
+        else:
+            return _prefix(weight, target)
+        dim = output_dim(layers[layer].get_submodule(projection)) if parameter == "weight" else 0
+        return take_units(weight, blocks, units, dim)
 
-    return renamed
+    return cut
+
+
+def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return weight[tuple(slice(size) for size in target.shape)]
 
 
 def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> PreTrainedConfig:
     """Return the stock configuration of the subnet; where layers differ, that of its largest layer."""
-    small = copy.deepcopy(config)
     kept = subnet.kept_layers
-    setattr(small, family.layers_field, len(kept))
-    if getattr(config, "layer_types", None):
-        small.layer_types = [config.layer_types[i] for i in kept]
+    result = config_of_layers(family, config, kept)
+    small = family.body_config(result)
     if is_portable(family, config, subnet):
-        dims, heads = family.dims(config), subnet.heads[kept[0]]
-        setattr(small, family.ffn_field, subnet.ffn[kept[0]])
+        dims, ffn, heads = family.dims(config), subnet.ffn[kept[0]], subnet.heads[kept[0]]
+        if ffn != dims.ffn:
+            setattr(small, family.ffn_field, family.ffn_value(config, ffn))
         if heads != dims.heads:
             # Before the head count: a stock configuration would derive the head size from it.
             small.head_dim = family.head_dim(config)
             setattr(small, family.heads_field, heads)
             if family.kv_heads_field:
                 setattr(small, family.kv_heads_field, heads // dims.heads_per_group)
-    return small
+    if family.derived_fields:
+        data = {name: value for name, value in result.to_dict().items() if name not in family.derived_fields}
+        attention = config._attn_implementation
+        result = type(config).from_dict(data)
+        result._attn_implementation = attention
+    return result
 
 
 def is_portable(family: Family, config: PreTrainedConfig, subnet: Subnet) -> bool:
     """Whether a stock configuration can say what the subnet is, so that ``from_pretrained`` loads it."""
     if not subnet.is_uniform:
         return False
-    heads = subnet.heads[subnet.kept_layers[0]]
-    if heads == family.dims(config).heads:
+    first = subnet.kept_layers[0]
+    if first and family.first_layer_lacks:
+        return False
+    dims, ffn, heads = family.dims(config), subnet.ffn[first], subnet.heads[first]
+    if ffn != dims.ffn and not (family.config_has_ffn and isinstance(family.ffn_value(config, ffn), int)):
+        return False
+    if heads == dims.heads:
         return True
-    return family.config_has_head_dim and not (family.heads_divide_hidden and config.hidden_size % heads)
+    hidden_size = family.body_config(config).hidden_size
+    return family.config_has_head_dim and not (family.heads_divide_hidden and hidden_size % heads)
 
 
 def smaller_class(
@@ -101,12 +134,15 @@ def smaller_class(
     """Return the class of the extracted model: the stock one, or a subclass whose layers differ."""
     if is_portable(family, config, subnet):
         return model_class
+    blocks = {**family.head_blocks(config), **family.ffn_blocks(config)}
     head_dim = family.head_dim(config)
 
     def init(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        for layer, index in zip(family.find_layers(self)[1], subnet.kept_layers, strict=True):
-            _shrink_layer(layer, family, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
+        for position, (layer, index) in enumerate(zip(family.find_layers(self)[1], subnet.kept_layers, strict=True)):
+            if index and not position:
+                complete_first_layer(layer, family)
+            shrink_layer(layer, family, blocks, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
 
     def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> Any:
         result = model_class.save_pretrained(self, save_directory, **kwargs)
@@ -118,32 +154,43 @@ def smaller_class(
     return type(model_class.__name__, (model_class,), body)
 
 
-def _shrink_layer(layer: nn.Module, family: Family, dims: ModelDims, head_dim: int, *, ffn: int, heads: int) -> None:
+def shrink_layer(
+    layer: nn.Module,
+    family: Family,
+    blocks: Mapping[str, tuple[Block, ...]],
+    dims: ModelDims,
+    head_dim: int,
+    *,
+    ffn: int,
+    heads: int,
+) -> None:
     """Give one stock layer the sizes of its choice, or take a whole sub-layer out."""
     if heads:
-        for projection in family.head_inputs:
-            rows = (heads // dims.heads_per_group if projection.shared_by_group else heads) * head_dim
-            _resize(layer, projection.path, rows=rows)
+        units = heads // dims.heads_per_group
+        for path in {projection.path for projection in family.head_inputs}:
+            _resize(layer, path, rows=sum(units * block.size for block in blocks[path]))
         _resize(layer, family.head_output, columns=heads * head_dim)
+        set_head_sizes(layer, family, heads, head_dim, dims.heads_per_group)
     else:
         _remove(layer, family.skip_attention)
     if ffn:
-        for path in family.ffn_inputs:
-            _resize(layer, path, rows=ffn)
+        for path in set(family.ffn_inputs):
+            _resize(layer, path, rows=sum(ffn * block.size for block in blocks[path]))
         _resize(layer, family.ffn_output, columns=ffn)
     else:
         _remove(layer, family.skip_mlp)
 
 
 def _resize(layer: nn.Module, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
-    old: nn.Linear = layer.get_submodule(path)  # type: ignore[assignment]
-    new = nn.Linear(
-        columns or old.in_features,
-        rows or old.out_features,
-        bias=old.bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
+    old = layer.get_submodule(path)
+    rows, columns = rows or num_outputs(old), columns or num_inputs(old)
+    weight: torch.Tensor = old.weight  # type: ignore[assignment]
+    new: nn.Module
+    if isinstance(old, Conv1D):
+        with torch.device(weight.device):
+            new = Conv1D(rows, columns).to(weight.dtype)
+    else:
+        new = nn.Linear(columns, rows, bias=old.bias is not None, device=weight.device, dtype=weight.dtype)
     layer.set_submodule(path, new)
 
 
@@ -160,18 +207,35 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
     to build such a model, whereas a lone ``skip`` would be ignored, and missing weights made up.
     """
     config = json.loads(path.read_text())
+    body = config[family.config_part] if family.config_part else config
     per_layer = {}
     for index, layer in enumerate(subnet.kept_layers):
         ffn, heads = subnet.ffn[layer], subnet.heads[layer]
-        entry: dict[str, Any] = {family.ffn_field: ffn, family.heads_field: heads}
+        entry: dict[str, Any] = {family.ffn_field: _json_ffn(family, body, ffn), family.heads_field: heads}
         if family.kv_heads_field:
             entry[family.kv_heads_field] = heads // dims.heads_per_group
         skipped = [name for name, size in (("attention", heads), ("mlp", ffn)) if not size]
         if skipped:
             entry["skip"] = skipped
         per_layer[str(index)] = entry
-    config["per_layer_config"] = per_layer
+    if all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers):
+        # Sizes alone would not make transformers refuse what it cannot build: a model without its first layer.
+        body[family.ffn_field] = _json_ffn(family, body, dims.ffn + 1)
+    body["per_layer_config"] = per_layer
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _json_ffn(family: Family, body: Mapping[str, Any], ffn: int) -> int | float:
+    if not family.ffn_is_ratio:
+        return ffn
+    whole, rest = divmod(ffn, body["hidden_size"])
+    return ffn / body["hidden_size"] if rest else whole
+
+
+def take_layer_sizes(data: dict[str, Any]) -> bool:
+    """Take the sizes of single layers out of the JSON form of a configuration, and return whether it had any."""
+    parts = [data, *(part for part in data.values() if isinstance(part, dict))]
+    return any([part.pop("per_layer_config", None) is not None for part in parts])
 
 
 def verify_extraction(
@@ -218,12 +282,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def sample_inputs(config: PreTrainedConfig, *, batch: int, tokens: int = 16, seed: int = 0) -> dict[str, torch.Tensor]:
     """Return random inputs that a model of this configuration takes, with padding where it has text."""
     generator = torch.Generator().manual_seed(seed)
-    if hasattr(config, "image_size"):
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return {"pixel_values": torch.randn(batch, config.num_channels, height, width, generator=generator)}
-    tokens = min(tokens, config.max_position_embeddings)
-    mask = torch.ones(batch, tokens, dtype=torch.long)
-    mask[1:, tokens - tokens // 4 :] = 0
-    ids = torch.randint(0, config.vocab_size, (batch, tokens), generator=generator)
-    return {"input_ids": ids, "attention_mask": mask}
+    ((name, shape),) = input_shapes(config, batch=batch, tokens=tokens).items()
+    if name != "input_ids":
+        return {name: torch.randn(shape, generator=generator)}
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[1:, shape[1] - shape[1] // 4 :] = 0
+    return {name: torch.randint(0, config.vocab_size, shape, generator=generator), "attention_mask": mask}

@@ -23,7 +23,10 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The universal model: its architecture, and where its first weights come from."""
 
-    family: str | None = Field(None, description="Architecture to build from scratch: vit, bert or llama.")
+    family: str | None = Field(
+        None,
+        description="Architecture to build from scratch: a supported model type, such as vit, bert or llama.",
+    )
     config: dict[str, Any] = Field({}, description="Configuration of that architecture, as in transformers.")
     pretrained: str | None = Field(
         None, description="Instead of `family`: a checkpoint folder or Hub name to start from."

@@ -26,11 +26,27 @@ class ModelDims:
     """Query heads of one attention."""
     kv_heads: int
     """Key-value heads of one attention; equal to ``heads`` without grouped-query attention."""
+    heads_together: str | None = None
+    """Why all heads stay or leave together, where they do; then they are one key-value group."""
 
     @property
     def heads_per_group(self) -> int:
         """Query heads that share one key-value head, and therefore leave together."""
         return self.heads // self.kv_heads
+
+    def check_heads(self, heads: int, where: str) -> None:
+        """Check that a number of query heads can be run.
+
+        Raises:
+            SpaceError: if it splits heads that leave together.
+        """
+        if heads % self.heads_per_group and self.heads_together:
+            raise SpaceError(f"{where} is not possible, because {self.heads_together}; choose {self.heads}.")
+        if heads % self.heads_per_group:
+            raise SpaceError(
+                f"{where} does not divide into key-value groups of {self.heads_per_group}; choose multiples of "
+                f"{self.heads_per_group} up to {self.heads}."
+            )
 
 
 @dataclass(frozen=True)
@@ -236,11 +252,8 @@ def _resolve_axis(axis: str, choices: Sequence[Choice], maximum: int, dims: Mode
                 f"{maximum}."
             )
         value = round(value)
-        if axis == "heads" and value % dims.heads_per_group:
-            raise SpaceError(
-                f"heads={choice} is {value} query heads, which does not divide into key-value groups of "
-                f"{dims.heads_per_group}; choose multiples of {dims.heads_per_group} up to {dims.heads}."
-            )
+        if axis == "heads":
+            dims.check_heads(value, f"heads={choice} is {value} query heads, which")
         resolved.add(value)
     return tuple(sorted(resolved))
 
@@ -401,11 +414,7 @@ def check_subnet(subnet: Subnet, dims: ModelDims) -> None:
             raise SpaceError(
                 f"heads={heads} of layer {layer} is above the maximum of this model, which is {dims.heads}."
             )
-        if heads % dims.heads_per_group:
-            raise SpaceError(
-                f"heads={heads} of layer {layer} does not divide into key-value groups of {dims.heads_per_group}; "
-                f"choose multiples of {dims.heads_per_group} up to {dims.heads}."
-            )
+        dims.check_heads(heads, f"heads={heads} of layer {layer}")
     if not subnet.kept_layers:
         raise SpaceError("the subnet skips every layer; keep at least one.")
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from elastic.errors import CheckpointError
+from elastic.families import dense_shape, max_tokens
 
 from .runtime.manifest import TensorSpec
 
@@ -22,17 +23,16 @@ OUTPUT_NAMES = ("logits", "last_hidden_state", "pooler_output")
 
 
 @dataclass(frozen=True)
-class ImageInputs:
-    """``pixel_values`` of one size; the batch is free."""
+class DenseInputs:
+    """One image or one spectrogram of a size that the model fixes; the batch is free."""
 
-    channels: int
-    height: int
-    width: int
+    name: str
+    shape: tuple[int, ...]
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The inputs of the graph."""
-        return (TensorSpec("pixel_values", "float32", ("batch", self.channels, self.height, self.width)),)
+        return (TensorSpec(self.name, "float32", ("batch", *self.shape)),)
 
     @property
     def max_sizes(self) -> dict[str, int]:
@@ -50,8 +50,8 @@ class ImageInputs:
 
     def sample(self, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
         """Draw inputs of these sizes."""
-        shape = (sizes["batch"], self.channels, self.height, self.width)
-        return {"pixel_values": np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+        shape = (sizes["batch"], *self.shape)
+        return {self.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
 
 
 @dataclass(frozen=True)
@@ -94,31 +94,32 @@ class TextInputs:
         return {"input_ids": np.where(mask == 1, ids, self.pad_id), "attention_mask": mask}
 
 
-ModelInputs = ImageInputs | TextInputs
+ModelInputs = DenseInputs | TextInputs
 
 
 def describe_inputs(model: PreTrainedModel) -> ModelInputs:
     """Return the inputs that a model is exported with.
 
     Raises:
-        CheckpointError: if the model takes neither an image nor a text, or has both an encoder and a decoder.
+        CheckpointError: if the model takes neither an image, a spectrogram nor a text, or has both an encoder and
+            a decoder.
     """
     config, main_input = model.config, model.main_input_name
-    if main_input == "pixel_values" and hasattr(config, "image_size") and hasattr(config, "num_channels"):
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return ImageInputs(channels=config.num_channels, height=height, width=width)
+    # Whisper's configuration is that of an encoder and a decoder, and its audio classifier has the first alone.
+    dense = dense_shape(config)
+    if dense is not None and dense[0] in inspect.signature(model.forward).parameters:
+        return DenseInputs(*dense)
     if main_input == "input_ids" and hasattr(config, "vocab_size") and not config.is_encoder_decoder:
         parameters = inspect.signature(model.forward).parameters
         return TextInputs(
             vocab_size=config.vocab_size,
             pad_id=getattr(config, "pad_token_id", None) or 0,
-            max_length=getattr(config, "max_position_embeddings", None),
+            max_length=max_tokens(config),
             has_cache="use_cache" in parameters and getattr(config, "use_cache", False),
         )
     takes = f"'{main_input}'" + (" for an encoder and a decoder" if config.is_encoder_decoder else "")
     raise CheckpointError(
-        f"{type(model).__name__} cannot be exported: graphs take one image ('pixel_values') or one text ('input_ids'), "
+        f"{type(model).__name__} cannot be exported: graphs take one image, one spectrogram or one text ('input_ids'), "
         f"and this model of type '{config.model_type}' takes {takes}."
     )
 

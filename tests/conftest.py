@@ -14,20 +14,41 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from elastic.nested import make_elastic
+from elastic.extraction import is_portable
+from elastic.families import get_family
+from elastic.nested import get_elastic, make_elastic
 from elastic.space import Subnet
-from tests.tiny import MODELS, SPACE
+from tests.tiny import MODELS, SPACE, SPACE_OF_ALL_HEADS
 
 torch.set_num_threads(1)
 settings.register_profile(
-    "elastic", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "elastic", deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("elastic")
 
 
+def make_tiny_elastic(model):
+    """Make a tiny model elastic along all axes that its family has."""
+    heads_together = get_family(model.config).heads_together
+    return make_elastic(model, SPACE_OF_ALL_HEADS if heads_together else SPACE)
+
+
+def fitting(model, subnet: Subnet) -> Subnet:
+    """Return the nearest larger subnet that the model can run: heads leave in groups."""
+    group = get_elastic(model).dims.heads_per_group
+    return Subnet(subnet.ffn, tuple(-(-heads // group) * group for heads in subnet.heads))
+
+
+def portable_subnets(model) -> list[Subnet]:
+    """Return the uniform subnets, but the largest, that the family says stock transformers can load."""
+    elastic = get_elastic(model)
+    smaller = [s for s in elastic.resolved.uniform_subnets() if s != elastic.resolved.largest]
+    return [s for s in smaller if is_portable(elastic.family, model.config, s)]
+
+
 @pytest.fixture(scope="session")
 def _universal_models():
-    return {name: make_elastic(build(), SPACE) for name, build in MODELS.items()}
+    return {name: make_tiny_elastic(build()) for name, build in MODELS.items()}
 
 
 @pytest.fixture(params=sorted(MODELS))

@@ -14,7 +14,7 @@ from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.folder import new_folder
 from elastic.nested import active, get_elastic
 from elastic.space import Subnet
-from tests.conftest import subnets
+from tests.conftest import fitting, subnets
 
 DIFFERENT = Subnet(ffn=(13, 0, 64), heads=(2, 4, 0))
 
@@ -35,6 +35,7 @@ def save_extracted(universal, subnet, folder):
 @settings(max_examples=5)
 @given(subnet=subnets())
 def test_extracted_checkpoints_round_trip(universal, subnet, tmp_path_factory):
+    subnet = fitting(universal, subnet)
     folder = tmp_path_factory.mktemp("extracted") / "small"
     save_extracted(universal, subnet, folder)
     inputs = sample_inputs(universal.config, batch=2)
@@ -48,6 +49,18 @@ def test_extracted_checkpoints_round_trip(universal, subnet, tmp_path_factory):
         save_checkpoint(loaded, record, target)
     with torch.no_grad():
         assert largest_difference(load(again)(**inputs)[0], loaded(**inputs)[0]) == 0
+
+
+@pytest.mark.parametrize("universal", ["modernbert"], indirect=True)
+def test_a_modernbert_without_its_first_layer(universal, tmp_path):
+    """Its first layer alone has no norm, so that no stock configuration describes the rest; all sizes are full."""
+    subnet = Subnet(ffn=(0, 64, 64), heads=(0, 4, 4))
+    save_extracted(universal, subnet, tmp_path / "small")
+    inputs = sample_inputs(universal.config, batch=2)
+    with active(universal, subnet), torch.no_grad():
+        assert largest_difference(universal(**inputs)[0], load(tmp_path / "small")(**inputs)[0]) <= 1e-5
+    with pytest.raises(Exception, match=r"per-layer attribute"):
+        type(universal).from_pretrained(tmp_path / "small")
 
 
 @pytest.mark.parametrize("universal", ["vit"], indirect=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,42 +17,49 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from elastic.cost.cost import Cost, InputShapes
+from elastic.cost.params import count_layer_params
 from elastic.errors import ElasticError
-from elastic.families import Family
-from elastic.nested import active, get_elastic, make_elastic, meta_model
+from elastic.families import TOKEN_INPUTS, Family, get_family
+from elastic.nested import (
+    RowNested,
+    active,
+    complete_first_layer,
+    config_of_layers,
+    get_elastic,
+    make_elastic,
+    meta_model,
+)
 from elastic.space import SearchSpace, Subnet, check_subnet
 
 
 class CostModel:
     """Predicts the cost of any subnet of one architecture at one input shape.
 
-    FLOPs and parameters of the layers follow from formulas in the FFN width and the heads of each.
-    What lies outside of the layers (embeddings, pooler, head) does not change with the subnet, and
-    is counted once with `torch.utils.flop_counter` on the meta device. Activation memory is traced
-    there, once for each distinct layer choice: a layer's peak depends on no other layer's choice.
-
-    Shapes: ``B`` batch, ``S`` tokens in the layers, ``D`` hidden size, ``K`` head size.
+    FLOPs are linear in the FFN width and in the heads, and the sub-layers do not influence each
+    other: three forward passes of one layer on the meta device, counted with
+    `torch.utils.flop_counter`, give those of any subnet, and those outside of the layers
+    (embeddings, pooler, head). Parameters are counted once for each layer, by sub-layer and unit.
+    Activation memory is traced once for each distinct choice and kind of layer: a layer's peak
+    depends on no other layer's choice.
     """
 
     def __init__(self, model_class: type[PreTrainedModel], config: PreTrainedConfig, input_shapes: InputShapes) -> None:
-        config = copy.deepcopy(config)
-        config._attn_implementation = "eager"
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
-        self._model = make_elastic(meta_model(model_class, config), SearchSpace()).eval()
+        self._model_class, self._config = model_class, copy.deepcopy(config)
+        self._family = get_family(config)
+        num_layers = self._family.dims(config).num_layers
+        self._model = self._of_layers(tuple(range(num_layers)))
         elastic = get_elastic(self._model)
-        self._family: Family = elastic.family
         self._dims = elastic.dims
-        self._full = elastic.resolved.largest
-        self._head_dim = elastic.family.head_dim(config)
         self._element_bytes = (getattr(config, "dtype", None) or torch.float32).itemsize
-        self._layer = elastic.family.find_layers(self._model)[1][0]
-        self._batch, self._tokens = self._trace_layer_input()
+        layers = elastic.family.find_layers(self._model)[1]
+        self._layer_params = [count_layer_params(layer, elastic.family, config) for layer in layers]
+        self._outside_params = _num_params(self._model) - _num_params(layers)
+        self._types, self._kinds = _layer_kinds(layers, elastic.family, config)
         # A search asks for thousands of subnets that are made of few distinct layers.
-        self._layer_flops = functools.cache(lambda ffn, heads: self._attention_flops(heads) + self._mlp_flops(ffn))
-        self._layer_params = functools.cache(self._count_layer_params)
         self._traced_peak = functools.cache(self._trace_peak)
-        self._outside_flops = self._traced_flops() - self._layers_flops(self._full)
-        self._total_params = sum(p.numel() for p in self._model.parameters())
+        self._cut_model = functools.cache(self._of_layers)
+        self._trace_flops()
 
     @classmethod
     def of(cls, model: PreTrainedModel, input_shapes: InputShapes) -> CostModel:
@@ -65,9 +73,10 @@ class CostModel:
             SpaceError: if the model cannot run the subnet.
         """
         check_subnet(subnet, self._dims)
-        params = self._params(subnet)
+        choices = zip(self._layer_params, subnet.ffn, subnet.heads, strict=True)
+        params = self._outside_params + sum(layer.count(ffn, heads) for layer, ffn, heads in choices)
         return Cost(
-            flops=self._outside_flops + self._layers_flops(subnet),
+            flops=self._flops(subnet),
             params=params,
             weight_bytes=params * self._element_bytes,
             activation_bytes=self._activation_bytes(subnet),
@@ -76,114 +85,98 @@ class CostModel:
 
     # FLOPs
 
-    def _layers_flops(self, subnet: Subnet) -> int:
-        return sum(self._layer_flops(ffn, heads) for ffn, heads in zip(subnet.ffn, subnet.heads, strict=True))
+    def _flops(self, subnet: Subnet) -> int:
+        # Exact: the FLOPs of a full sub-layer are a multiple of its units.
+        mlp = self._mlp_flops * sum(subnet.ffn) // self._dims.ffn
+        attention = self._attention_flops * sum(subnet.heads) // self._dims.heads
+        return self._outside_flops + mlp + attention
 
-    def _attention_flops(self, heads: int) -> int:
-        projected = sum(self._projection_rows(p.shared_by_group, heads) * self._linear(p.path).in_features
-                        for p in self._family.head_inputs)  # fmt: skip
-        projected += heads * self._head_dim * self._linear(self._family.head_output).out_features
-        scores_and_values = 2 * heads * self._tokens * self._head_dim
-        return 2 * self._batch * self._tokens * (projected + scores_and_values)
+    def _trace_flops(self) -> None:
+        ffn, heads = self._dims.ffn, self._dims.heads
+        both, mlp, attention = (self._count_flops(*choice) for choice in ((ffn, heads), (ffn, 0), (0, heads)))
+        self._attention_flops, self._mlp_flops = both - mlp, both - attention
+        self._outside_flops = both - self._attention_flops - self._mlp_flops
 
-    def _mlp_flops(self, ffn: int) -> int:
-        per_neuron = sum(self._linear(path).in_features for path in self._family.ffn_inputs)
-        per_neuron += self._linear(self._family.ffn_output).out_features
-        return 2 * self._batch * self._tokens * ffn * per_neuron
-
-    def _projection_rows(self, shared_by_group: bool, heads: int) -> int:
-        return (heads // self._dims.heads_per_group if shared_by_group else heads) * self._head_dim
-
-    # Parameters
-
-    def _params(self, subnet: Subnet) -> int:
-        full_layer = self._layer_params(self._dims.ffn, self._dims.heads)
-        layers = sum(self._layer_params(ffn, heads) for ffn, heads in zip(subnet.ffn, subnet.heads, strict=True))
-        return self._total_params - full_layer * self._dims.num_layers + layers
-
-    def _count_layer_params(self, ffn: int, heads: int) -> int:
-        if not ffn and not heads:
-            return 0
-        sublayers = [*self._family.skip_attention, *self._family.skip_mlp]
-        outside = _num_params(self._layer) - sum(_num_params(self._layer.get_submodule(path)) for path in sublayers)
-        return outside + self._attention_params(heads) + self._mlp_params(ffn)
-
-    def _attention_params(self, heads: int) -> int:
-        if not heads:
-            return 0
-        rows = {p.path: self._projection_rows(p.shared_by_group, heads) for p in self._family.head_inputs}
-        return self._sublayer_params(
-            self._family.skip_attention, rows, self._family.head_output, heads * self._head_dim
-        )
-
-    def _mlp_params(self, ffn: int) -> int:
-        if not ffn:
-            return 0
-        rows = dict.fromkeys(self._family.ffn_inputs, ffn)
-        return self._sublayer_params(self._family.skip_mlp, rows, self._family.ffn_output, ffn)
-
-    def _sublayer_params(self, modules: Mapping[str, Any], rows: Mapping[str, int], output: str, columns: int) -> int:
-        total = sum(_num_params(self._layer.get_submodule(path)) for path in modules)
-        for path, kept in rows.items():
-            linear = self._linear(path)
-            total -= (linear.out_features - kept) * (linear.in_features + (linear.bias is not None))
-        linear = self._linear(output)
-        return total - (linear.in_features - columns) * linear.out_features
-
-    def _linear(self, path: str) -> nn.Linear:
-        return self._layer.get_submodule(path)  # type: ignore[return-value]
+    def _count_flops(self, ffn: int, heads: int) -> int:
+        subnet = _only({0: (ffn, heads)}, self._dims.num_layers)
+        with active(self._model, subnet), FlopCounterMode(display=False) as counter:
+            self._forward(self._model)
+        return int(counter.get_total_flops())
 
     # Traces on the meta device
 
-    def _forward(self) -> None:
+    def _forward(self, model: PreTrainedModel) -> None:
         inputs = {
-            name: torch.zeros(shape, device="meta", dtype=torch.float32 if name == "pixel_values" else torch.int64)
+            name: torch.zeros(shape, device="meta", dtype=torch.int64 if name in TOKEN_INPUTS else torch.float32)
             for name, shape in self.input_shapes.items()
         }
-        if self._model.can_generate():
+        if model.can_generate():
             # Without a mask, decoders look into the positions for packed sequences, which the meta device has not got.
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             try:
-                self._model(**inputs, **({"use_cache": False} if self._caches else {}))
+                model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
             except (TypeError, ValueError, RuntimeError) as error:
                 shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in self.input_shapes.items())
                 raise ElasticError(f"the model does not take the input shape {shapes}: {error}") from None
 
-    @property
-    def _caches(self) -> bool:
-        return self._model.can_generate()
-
-    def _trace_layer_input(self) -> tuple[int, int]:
-        seen: list[torch.Size] = []
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append((args[0] if args else kwargs["hidden_states"]).shape)
-
-        handle = self._layer.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            self._forward()
-        finally:
-            handle.remove()
-        return int(seen[0][0]), int(seen[0][1])
-
-    def _traced_flops(self) -> int:
-        with FlopCounterMode(display=False) as counter:
-            self._forward()
-        return int(counter.get_total_flops())
+    def _of_layers(self, layers: tuple[int, ...]) -> PreTrainedModel:
+        """Build the full model, or one that has only these of its layers, without weights."""
+        model = meta_model(self._model_class, config_of_layers(self._family, self._config, layers))
+        if layers[0]:
+            complete_first_layer(self._family.find_layers(model)[1][0], self._family)
+        model = make_elastic(model, SearchSpace()).eval()
+        model.set_attn_implementation("eager")
+        return model
 
     def _activation_bytes(self, subnet: Subnet) -> int:
-        choices = [(subnet.ffn[layer], subnet.heads[layer]) for layer in subnet.kept_layers]
-        return max(self._traced_peak(choice, is_first=index == 0) for index, choice in enumerate(choices))
+        # Masks and position embeddings live outside of the layers, one for each type of layer that is there.
+        types = frozenset(self._types[layer] for layer in subnet.kept_layers)
+        return max(
+            self._traced_peak((subnet.ffn[layer], subnet.heads[layer]), self._kinds[layer], types, is_first=index == 0)
+            for index, layer in enumerate(subnet.kept_layers)
+        )
 
-    def _trace_peak(self, choice: tuple[int, int], *, is_first: bool) -> int:
-        """Trace a model of one layer with this choice, or of two: beside later layers, the embeddings stay alive."""
-        num_kept = 1 if is_first else 2
-        num_skipped = self._dims.num_layers - num_kept
-        ffn, heads = choice
-        subnet = Subnet(ffn=(ffn,) * num_kept + (0,) * num_skipped, heads=(heads,) * num_kept + (0,) * num_skipped)
-        with active(self._model, subnet):
-            return peak_activation_bytes(self._forward, self._model)
+    def _trace_peak(self, choice: tuple[int, int], kind: int, types: frozenset[object], *, is_first: bool) -> int:
+        """Trace one such layer, alone or after a tiny one: beside later layers, the embeddings stay alive."""
+        layers = tuple(layer for layer, layer_type in enumerate(self._types) if layer_type in types)
+        model = self._cut_model(layers)
+        kinds = [self._kinds[layer] for layer in layers]
+        traced = {kinds.index(kind): choice} if is_first else {0: (1, 0), kinds.index(kind, 1): choice}
+        with active(model, _only(traced, len(layers))), _gathered_rows(model) as gathered:
+            return peak_activation_bytes(lambda: self._forward(model), model, gathered)
+
+
+def _only(choices: Mapping[int, tuple[int, int]], num_layers: int) -> Subnet:
+    """Return the subnet that has only these layers, each with its FFN width and heads."""
+    layers = [choices.get(layer, (0, 0)) for layer in range(num_layers)]
+    return Subnet(ffn=tuple(ffn for ffn, _ in layers), heads=tuple(heads for _, heads in layers))
+
+
+def _layer_kinds(layers: nn.ModuleList, family: Family, config: PreTrainedConfig) -> tuple[list[object], list[int]]:
+    """Return the type that the configuration gives each layer, and numbers that are equal where layers are alike."""
+    body = family.body_config(config)
+    lists = [values for name in family.layer_lists if (values := getattr(body, name, None))]
+    types: list[object] = [tuple(values[index] for values in lists) for index in range(len(layers))]
+    kinds: dict[object, int] = {}
+    numbers = []
+    for layer, layer_type in zip(layers, types, strict=True):
+        shapes = tuple((name, parameter.shape) for name, parameter in layer.named_parameters())
+        numbers.append(kinds.setdefault((shapes, layer_type), len(kinds)))
+    return types, numbers
+
+
+@contextmanager
+def _gathered_rows(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Gather the active rows of fused projections beforehand: in an extracted model they are weights of their own."""
+    fused = [m for m in model.modules() if isinstance(m, RowNested) and len(m.nested.blocks) > 1 and m.nested.units]
+    for module in fused:
+        module.given_rows = module.active_rows()
+    try:
+        yield [tensor for module in fused for tensor in module.given_rows or () if tensor is not None]
+    finally:
+        for module in fused:
+            module.given_rows = None
 
 
 def _num_params(module: nn.Module) -> int:
@@ -223,9 +216,12 @@ class _LiveTensors(TorchDispatchMode):
         self._seen.discard(key)
 
 
-def peak_activation_bytes(forward: Callable[[], Any], model: nn.Module) -> int:
-    """Return the largest number of bytes of activations alive at once while ``forward`` runs."""
-    owned = [*model.parameters(), *model.buffers()]
+def peak_activation_bytes(forward: Callable[[], Any], model: nn.Module, weights: Iterable[torch.Tensor] = ()) -> int:
+    """Return the largest number of bytes of activations alive at once while ``forward`` runs.
+
+    ``weights`` are no activations, though they do not belong to the model.
+    """
+    owned = [*model.parameters(), *model.buffers(), *weights]
     with _LiveTensors({tensor.untyped_storage()._cdata for tensor in owned}) as tracker:
         forward()
     return tracker.peak_bytes

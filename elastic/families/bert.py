@@ -1,4 +1,6 @@
-"""BERT (arXiv 1810.04805): post-norm text encoder, residuals added inside the output modules."""
+"""BERT (arXiv 1810.04805) and models of the same layers: post-norm, residuals added inside the output modules."""
+
+from dataclasses import replace
 
 from elastic.families.family import Family, Projection, Skip
 
@@ -18,4 +20,8 @@ BERT = Family(
     config_has_head_dim=False,
     heads_divide_hidden=True,
     unsupported={"is_decoder": "BERT as a decoder", "add_cross_attention": "cross-attention"},
+)
+
+ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA = (
+    replace(BERT, model_type=model_type) for model_type in ("roberta", "xlm-roberta", "camembert", "electra")
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elastic.errors import FamilyError
@@ -57,6 +57,15 @@ class Projection:
     """Whether one head of it serves a whole group of query heads (keys and values)."""
 
 
+class HeadSize(enum.Enum):
+    """Which size of its heads an attention module reads from an attribute while it runs."""
+
+    HEADS = "heads"
+    KV_HEADS = "kv_heads"
+    WIDTH = "width"
+    """Heads times the size of one."""
+
+
 @dataclass(frozen=True)
 class Family:
     """An architecture, declared: adding one is writing one of these.
@@ -82,32 +91,76 @@ class Family:
     """Whether a stock configuration can hold fewer heads of the same size."""
     heads_divide_hidden: bool = False
     """Whether a stock configuration refuses head counts that do not divide the hidden size."""
+    config_has_ffn: bool = True
+    """Whether a stock configuration can hold another FFN width (not where a head outside of the layers has it too)."""
     ffn_field: str = "intermediate_size"
+    ffn_is_ratio: bool = False
+    """Whether the configuration gives the FFN width as a multiple of the hidden size."""
     heads_field: str = "num_attention_heads"
     kv_heads_field: str | None = None
     layers_field: str = "num_hidden_layers"
+    config_part: str | None = None
+    """The part of the configuration that describes the layers, where it has parts."""
+    layer_lists: tuple[str, ...] = ("layer_types",)
+    """Configuration fields with one entry for each layer."""
+    derived_fields: tuple[str, ...] = ()
+    """Configuration fields that follow from the number of layers."""
+    head_sizes: Mapping[str, HeadSize] = field(default_factory=dict)
+    """Attributes that attention reads while it runs, by their path inside one layer, with what they must be."""
+    heads_together: str | None = None
+    """Why all heads of an attention stay or leave together, where they do."""
+    first_layer_lacks: Mapping[str, str] = field(default_factory=dict)
+    """Modules that the first layer does without, each with a module of the same kind in the same layer."""
+    layer_returns_tuple: bool = False
+    generates: bool = False
+    """Whether it is a decoder that generates text."""
+    model_classes: tuple[str, ...] = ()
+    """The only classes of this type that are supported; all if empty."""
     unsupported: Mapping[str, str] | None = None
     """Configuration flags that must be false, with what they stand for."""
 
+    def body_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return the part of a configuration that describes the layers."""
+        return getattr(config, self.config_part) if self.config_part else config  # type: ignore[no-any-return]
+
     def dims(self, config: PreTrainedConfig) -> ModelDims:
         """Return the sizes of a model with this configuration."""
+        config = self.body_config(config)
         heads = getattr(config, self.heads_field)
+        kv_heads = getattr(config, self.kv_heads_field) if self.kv_heads_field else heads
         return ModelDims(
             num_layers=getattr(config, self.layers_field),
-            ffn=getattr(config, self.ffn_field),
+            ffn=self._ffn(config),
             heads=heads,
-            kv_heads=getattr(config, self.kv_heads_field) if self.kv_heads_field else heads,
+            kv_heads=1 if self.heads_together else kv_heads,
+            heads_together=self.heads_together,
         )
+
+    def _ffn(self, body: PreTrainedConfig) -> int:
+        value = getattr(body, self.ffn_field)
+        if self.ffn_is_ratio:
+            return int(body.hidden_size * value)
+        return int(4 * body.hidden_size if value is None else value)
+
+    def ffn_value(self, config: PreTrainedConfig, ffn: int) -> int | float:
+        """Return what the configuration's FFN field says for this width."""
+        if not self.ffn_is_ratio:
+            return ffn
+        ratio = ffn / self.body_config(config).hidden_size
+        return int(ratio) if ratio.is_integer() else ratio
 
     def head_dim(self, config: PreTrainedConfig) -> int:
         """Return the size of one head."""
+        config = self.body_config(config)
         explicit = getattr(config, "head_dim", None) if self.config_has_head_dim else None
         return int(explicit or config.hidden_size // getattr(config, self.heads_field))
 
     def head_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:
         """Return where the key-value groups lie in the rows of each projection into the heads."""
         dims, head_dim = self.dims(config), self.head_dim(config)
-        sizes = [(p.path, head_dim if p.shared_by_group else head_dim * dims.heads_per_group) for p in self.head_inputs]
+        grouped = head_dim * dims.heads_per_group
+        shared = grouped if self.heads_together else head_dim
+        sizes = [(p.path, shared if p.shared_by_group else grouped) for p in self.head_inputs]
         return _blocks(sizes, dims.kv_heads)
 
     def ffn_blocks(self, config: PreTrainedConfig) -> dict[str, tuple[Block, ...]]:

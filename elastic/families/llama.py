@@ -1,4 +1,9 @@
-"""Llama (arXiv 2302.13971): pre-norm decoder, gated FFN, grouped-query attention."""
+"""Llama (arXiv 2302.13971) and models of the same layers: pre-norm decoder, gated FFN, grouped-query attention.
+
+Mistral (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388) with normalised queries and keys, SmolLM3.
+"""
+
+from dataclasses import replace
 
 from elastic.families.family import Family, Projection, Skip
 
@@ -18,4 +23,10 @@ LLAMA = Family(
     config_has_head_dim=True,
     heads_divide_hidden=True,
     kv_heads_field="num_key_value_heads",
+    generates=True,
 )
+
+MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False)
+QWEN2 = replace(LLAMA, model_type="qwen2", heads_divide_hidden=False)
+QWEN3 = replace(LLAMA, model_type="qwen3", heads_divide_hidden=False)
+SMOLLM3 = replace(LLAMA, model_type="smollm3", heads_divide_hidden=False, layer_lists=("layer_types", "no_rope_layers"))

@@ -1,4 +1,9 @@
-"""ViT (arXiv 2010.11929): pre-norm encoder over image patches."""
+"""ViT (arXiv 2010.11929) and models of the same layers: pre-norm encoders over patches.
+
+DeiT (2012.12877), and the Audio Spectrogram Transformer (2104.01778).
+"""
+
+from dataclasses import replace
 
 from elastic.families.family import Family, Projection, Skip
 
@@ -17,3 +22,6 @@ VIT = Family(
     skip_mlp={"layernorm_after": Skip.INPUT, "mlp": Skip.ZERO},
     config_has_head_dim=True,
 )
+
+DEIT = replace(VIT, model_type="deit")
+AUDIO_SPECTROGRAM_TRANSFORMER = replace(VIT, model_type="audio-spectrogram-transformer")

@@ -1,7 +1,21 @@
 """Nested layers and the active subnet: how one set of weights runs as many models."""
 
 from elastic.nested.active import Elastic, active, get_elastic
-from elastic.nested.layers import SkippedModule
-from elastic.nested.surgery import make_elastic, meta_model, set_drop_order
+from elastic.nested.head_sizes import set_head_sizes
+from elastic.nested.layers import RowNested, SkippedModule, take_units
+from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model, set_drop_order
 
-__all__ = ["Elastic", "SkippedModule", "active", "get_elastic", "make_elastic", "meta_model", "set_drop_order"]
+__all__ = [
+    "Elastic",
+    "RowNested",
+    "SkippedModule",
+    "active",
+    "complete_first_layer",
+    "config_of_layers",
+    "get_elastic",
+    "make_elastic",
+    "meta_model",
+    "set_drop_order",
+    "set_head_sizes",
+    "take_units",
+]

@@ -2,20 +2,24 @@
 
 Shapes: ``x`` is ``(..., in)``; a nested Linear reads the first rows, or the first columns, of one
 weight ``(out, in)``, so that every narrower layer is a prefix of the wider (MatFormer, arXiv
-2310.07707, section 3).
+2310.07707, section 3). A fused projection holds several such weights, one block of rows after the
+other, and gives the prefix of each.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
-from elastic.families import Skip
+from elastic.families import Block, Skip, output_dim
 from elastic.nested.active import ActiveSubnet
 from elastic.space import Subnet
 
@@ -29,10 +33,10 @@ class Position:
     active: ActiveSubnet
     layer: int
     axis: SublayerAxis
-    rows_per_choice: int = 1
-    """Rows of one neuron (1) or of one head."""
-    choices_per_block: int = 1
-    """Query heads that share one block of rows (more than 1 for grouped keys and values)."""
+    choices_per_unit: int = 1
+    """Query heads that leave together (more than 1 for grouped keys and values)."""
+    blocks: tuple[Block, ...] = ()
+    """Where the units lie in the rows of a projection."""
 
     @property
     def choice(self) -> int:
@@ -41,22 +45,56 @@ class Position:
         return choices[self.layer]
 
     @property
-    def rows(self) -> int:
-        """Output rows of the active choice."""
-        return self.choice // self.choices_per_block * self.rows_per_choice
+    def units(self) -> int:
+        """Units of the active choice: neurons, or key-value groups."""
+        return self.choice // self.choices_per_unit
 
 
-class RowNestedLinear(nn.Linear):
-    """A Linear of which the active choice takes the first output rows."""
+def take_units(tensor: torch.Tensor, blocks: Sequence[Block], units: int, dim: int) -> torch.Tensor:
+    """Return the rows of the first ``units`` of each block, along ``dim``."""
+    parts = [tensor.narrow(dim, block.start, units * block.size) for block in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+class RowNested(nn.Module):
+    """A linear layer of which the active choice takes the first units of every block of output rows."""
 
     nested: Position
+    given_rows: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    """Rows to use instead of the active ones: for the cost model, to which gathered weights are no activations."""
+
+    def active_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the weight and the bias of the active choice."""
+        if self.given_rows is not None:
+            return self.given_rows
+        nested, bias = self.nested, self.bias
+        weight = take_units(self.weight, nested.blocks, nested.units, output_dim(self))  # type: ignore[arg-type]
+        return weight, None if bias is None else take_units(bias, nested.blocks, nested.units, 0)  # type: ignore[arg-type]
+
+    @property
+    def runs_all(self) -> bool:
+        """Whether the active choice is the widest."""
+        return self.nested.units == self.nested.blocks[0].num_units
+
+
+class RowNestedLinear(RowNested, nn.Linear):
+    """A row-nested Linear."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in)`` to ``(..., active rows)``."""
-        rows = self.nested.rows
-        if rows == self.out_features:
+        if self.runs_all:
             return super().forward(input)
-        return F.linear(input, self.weight[:rows], None if self.bias is None else self.bias[:rows])
+        return F.linear(input, *self.active_rows())
+
+
+class RowNestedConv1D(RowNested, Conv1D):
+    """A row-nested Conv1D: its rows are columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., in)`` to ``(..., active rows)``."""
+        if self.runs_all:
+            return super().forward(x)
+        return _transposed_linear(x, *self.active_rows())
 
 
 class ColumnNestedLinear(nn.Linear):
@@ -70,6 +108,27 @@ class ColumnNestedLinear(nn.Linear):
         return F.linear(input, self.weight[:, :columns], self.bias)
 
 
+class ColumnNestedConv1D(Conv1D):
+    """A Conv1D that takes as many inputs as there are; the bias is shared by all widths."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., active columns)`` to ``(..., out)``."""
+        columns = x.shape[-1]
+        if columns == self.nx:
+            return super().forward(x)
+        return _transposed_linear(x, self.weight[:columns], self.bias)
+
+
+ROW_NESTED = {nn.Linear: RowNestedLinear, Conv1D: RowNestedConv1D}
+COLUMN_NESTED = {nn.Linear: ColumnNestedLinear, Conv1D: ColumnNestedConv1D}
+
+
+def _transposed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    assert bias is not None  # a Conv1D has one always
+    flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+    return flat.view(*x.shape[:-1], flat.shape[-1])
+
+
 def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what a module of a skipped sub-layer returns instead of computing.
 
@@ -81,14 +140,16 @@ def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwa
         return hidden
     if skip is Skip.RESIDUAL:
         return args[1] if len(args) > 1 else kwargs["input_tensor"]
+    # One zero with as many dimensions as the input: drop path draws a number for each example.
+    zero = hidden.new_zeros((1,) * hidden.ndim)
     if skip is Skip.ZERO:
-        return hidden.new_zeros(())
+        return zero
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
         batch, length = hidden.shape[:2]
         no_width = hidden.new_zeros((batch, 1, length, 0))
         cache.update(no_width, no_width, layer_idx)
-    return (hidden if skip is Skip.ATTENTION_INPUT else hidden.new_zeros(()), None)
+    return (hidden if skip is Skip.ATTENTION_INPUT else zero, None)
 
 
 class SkippedModule(nn.Module):
@@ -109,7 +170,7 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
     """Return a subclass of ``cls`` that does not compute while its sub-layer is skipped."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.nested.choice:
+        if self.sublayer.choice:
             return cls.forward(self, *args, **kwargs)
         return skipped_output(skip, getattr(self, "layer_idx", None), args, kwargs)
 
@@ -117,12 +178,19 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
 
 
 @functools.cache
-def nested_layer_class(cls: type[nn.Module]) -> type[nn.Module]:
+def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> type[nn.Module]:
     """Return a subclass of a Transformer layer that can be skipped, and that pins its subnet.
 
     The subnet travels as an argument of the forward pass. Activation checkpointing keeps the
     arguments for its recomputation, so that runs the same subnet, in whichever thread.
     """
+    names = list(inspect.signature(cls.forward).parameters)[1:]
+    cache_index = names.index("past_key_values") if "past_key_values" in names else None
+
+    def has_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if cache_index is not None and len(args) > cache_index:
+            return args[cache_index] is not None
+        return kwargs.get("past_key_values") is not None
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return cls.__call__(self, *args, elastic_subnet=self.nested_active.current, **kwargs)
@@ -130,8 +198,9 @@ def nested_layer_class(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, elastic_subnet: Subnet, **kwargs: Any) -> Any:
         layer = self.nested_index
         # With a cache, the attention of a skipped layer has positions to record: see skipped_output.
-        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or kwargs.get("past_key_values") is not None):
-            return args[0] if args else kwargs["hidden_states"]
+        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or has_cache(args, kwargs)):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden,) if returns_tuple else hidden
         if self.nested_active.current is elastic_subnet:
             return cls.forward(self, *args, **kwargs)
         with self.nested_active.use(elastic_subnet):

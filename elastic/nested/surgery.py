@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from elastic.errors import ElasticError, FamilyError
-from elastic.families import Family, get_family
+from elastic.families import LINEAR_CLASSES, Block, Family, Skip, get_family
 from elastic.nested.active import ActiveSubnet, Elastic, get_elastic
+from elastic.nested.head_sizes import sized_class, sizes_by_module
 from elastic.nested.layers import (
-    ColumnNestedLinear,
+    COLUMN_NESTED,
+    ROW_NESTED,
     Position,
-    RowNestedLinear,
+    SublayerAxis,
     nested_layer_class,
     skippable_class,
 )
@@ -44,17 +48,18 @@ def make_elastic(model: Model, space: SearchSpace, drop_order: DropOrder | None 
     if hasattr(model, "_elastic"):
         raise ElasticError("this model is elastic already; load it again to give it another space.")
     family = get_family(model.config)
+    _check_class(model, family)
     dims = family.dims(model.config)
     resolved = space.resolve(dims, drop_order)
     full = Subnet(ffn=(dims.ffn,) * dims.num_layers, heads=(dims.heads,) * dims.num_layers)
     active = ActiveSubnet(full)
     path, layers = family.find_layers(model)
-    head_dim = family.head_dim(model.config)
     # Two passes, so that a model that turns out to be unsupported is left as it was.
     for index, layer in enumerate(layers):
         _check_layer(layer, family, f"{path}.{index}")
+    blocks = {**family.head_blocks(model.config), **family.ffn_blocks(model.config)}
     for index, layer in enumerate(layers):
-        _nest_layer(layer, family, active, index, head_dim, dims.heads_per_group)
+        _nest_layer(layer, family, blocks, active, index, dims.heads_per_group, family.head_dim(model.config))
     model._elastic = Elastic(family, space, resolved, active)  # type: ignore[assignment]
     return model
 
@@ -71,6 +76,15 @@ def set_drop_order(model: PreTrainedModel, drop_order: DropOrder | None) -> None
     model._elastic = dataclasses.replace(elastic, resolved=resolved)  # type: ignore[assignment]
 
 
+def _check_class(model: PreTrainedModel, family: Family) -> None:
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if family.model_classes and not names.intersection(family.model_classes):
+        raise FamilyError(
+            f"{type(model).__name__} is not supported; of models of type '{family.model_type}', "
+            f"{' and '.join(family.model_classes)} is."
+        )
+
+
 def _check_layer(layer: nn.Module, family: Family, where: str) -> None:
     linears = [p.path for p in family.head_inputs] + [family.head_output, *family.ffn_inputs, family.ffn_output]
     for path in [*linears, *family.skip_attention, *family.skip_mlp]:
@@ -80,7 +94,7 @@ def _check_layer(layer: nn.Module, family: Family, where: str) -> None:
             raise FamilyError(
                 f"{where}.{path} does not exist in this model; Elastic supports the stock '{family.model_type}' layers."
             ) from None
-        if path in linears and type(module) is not nn.Linear:
+        if path in linears and type(module) not in LINEAR_CLASSES:
             raise FamilyError(
                 f"{where}.{path} is a {type(module).__name__}, not a plain Linear; Elastic nests full-precision models "
                 "without adapters (merge or remove them first)."
@@ -88,32 +102,55 @@ def _check_layer(layer: nn.Module, family: Family, where: str) -> None:
 
 
 def _nest_layer(
-    layer: nn.Module, family: Family, active: ActiveSubnet, index: int, head_dim: int, heads_per_group: int
+    layer: nn.Module,
+    family: Family,
+    blocks: Mapping[str, tuple[Block, ...]],
+    active: ActiveSubnet,
+    index: int,
+    heads_per_group: int,
+    head_dim: int,
 ) -> None:
-    for projection in family.head_inputs:
-        group = heads_per_group if projection.shared_by_group else 1
-        _nest_rows(layer, projection.path, Position(active, index, "heads", head_dim, group))
-    for path in family.ffn_inputs:
-        _nest_rows(layer, path, Position(active, index, "ffn"))
-    for path in (family.head_output, family.ffn_output):
-        layer.get_submodule(path).__class__ = ColumnNestedLinear
-    for axis, modules in (("heads", family.skip_attention), ("ffn", family.skip_mlp)):
+    axes: tuple[tuple[SublayerAxis, Iterable[str], int, str, Mapping[str, Skip]], ...] = (
+        ("heads", {p.path for p in family.head_inputs}, heads_per_group, family.head_output, family.skip_attention),
+        ("ffn", set(family.ffn_inputs), 1, family.ffn_output, family.skip_mlp),
+    )
+    for axis, inputs, choices_per_unit, output, modules in axes:
+        for path in inputs:
+            linear = layer.get_submodule(path)
+            linear.__class__ = ROW_NESTED[type(linear)]  # type: ignore[index,assignment]
+            linear.nested = Position(active, index, axis, choices_per_unit, blocks[path])  # type: ignore[assignment]
+        linear = layer.get_submodule(output)
+        linear.__class__ = COLUMN_NESTED[type(linear)]  # type: ignore[index,assignment]
         for path, skip in modules.items():
             module = layer.get_submodule(path)
-            module.__class__ = skippable_class(type(module), skip)  # type: ignore[arg-type]
-            module.nested = Position(active, index, axis)  # type: ignore[assignment,arg-type]
+            module.__class__ = skippable_class(type(module), skip)  # type: ignore[assignment,arg-type]
+            module.sublayer = Position(active, index, axis)  # type: ignore[assignment]
+    for path, sizes in sizes_by_module(family).items():
+        module = layer.get_submodule(path)
+        module.__class__ = sized_class(type(module), sizes, head_dim, heads_per_group)  # type: ignore[assignment,arg-type]
     layer.nested_active = active  # type: ignore[assignment]
     layer.nested_index = index  # type: ignore[assignment]
-    layer.__class__ = nested_layer_class(type(layer))  # type: ignore[arg-type]
-
-
-def _nest_rows(layer: nn.Module, path: str, position: Position) -> None:
-    linear = layer.get_submodule(path)
-    linear.__class__ = RowNestedLinear
-    linear.nested = position  # type: ignore[assignment]
+    layer.__class__ = nested_layer_class(type(layer), family.layer_returns_tuple)  # type: ignore[assignment,arg-type]
 
 
 def meta_model(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
     """Build a model of this class on the meta device: shapes without weights."""
     with torch.device("meta"):
         return model_class(config)  # type: ignore[arg-type]
+
+
+def config_of_layers(family: Family, config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedConfig:
+    """Return a copy of a configuration that describes only these layers."""
+    result = copy.deepcopy(config)
+    body = family.body_config(result)
+    setattr(body, family.layers_field, len(kept))
+    for name in family.layer_lists:
+        if values := getattr(body, name, None):
+            setattr(body, name, [values[i] for i in kept])
+    return result
+
+
+def complete_first_layer(layer: nn.Module, family: Family) -> None:
+    """Give the first layer of a model what it would lack there, because it comes from further up."""
+    for path, like in family.first_layer_lacks.items():
+        layer.set_submodule(path, copy.deepcopy(layer.get_submodule(like)))

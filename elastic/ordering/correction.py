@@ -11,9 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
-from elastic.families import Family
+from elastic.families import Family, Skip, output_dim
 from elastic.nested import SkippedModule, active, get_elastic
-from elastic.ordering.permutation import rows_dim
 from elastic.ordering.sites import Batches, StopForward, evaluating, layers_of, run, tokens
 from elastic.space import Subnet
 
@@ -27,8 +26,9 @@ class _Sublayer:
     """Where an output projection stands: what it adds, and what it is added to."""
 
     output: nn.Module
-    residual: nn.Module
-    """The module whose first input is the stream that the sub-layer adds to."""
+    residual: nn.Module | None
+    """The module whose first input is the stream that the sub-layer adds to; None where a norm or a scale lies
+    between, so that the stream after it is not linear in the projection."""
 
 
 def correct(
@@ -78,7 +78,19 @@ def _sublayers(family: Family, layer: nn.Module) -> list[_Sublayer]:
             module = module.get_submodule(part)
         return module
 
-    return [_Sublayer(output(family.head_output), layer), _Sublayer(output(family.ffn_output), mlp_start)]
+    return [
+        _Sublayer(output(path), stream if _adds_directly(modules, path) else None)
+        for path, modules, stream in (
+            (family.head_output, family.skip_attention, layer),
+            (family.ffn_output, family.skip_mlp, mlp_start),
+        )
+    ]
+
+
+def _adds_directly(modules: Mapping[str, Skip], output_path: str) -> bool:
+    """Whether the projection's output is what the sub-layer adds: no post-norm (Gemma) or layer scale (DINOv2)."""
+    last = list(modules)[-1]
+    return output_path == last or output_path.startswith(f"{last}.")
 
 
 def _correct(
@@ -118,7 +130,7 @@ def _correct(
         projection.bias.add_(change[-1].to(weight))  # type: ignore[operator,union-attr]
         change = change[:-1]
     if method == "least_squares":
-        weight.add_((change if rows_dim(projection) else change.T).to(weight))
+        weight.add_((change if output_dim(projection) else change.T).to(weight))
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ class _Observed:
     inputs: torch.Tensor
     """``(tokens, columns)``: what flows into the output projection."""
     after: torch.Tensor
-    """``(tokens, hidden)``: the stream after the projection's output was added to it."""
+    """``(tokens, hidden)``: the stream after the projection's output was added to it, or that output alone."""
 
 
 def _observe(model: PreTrainedModel, sublayer: _Sublayer, batch: Mapping[str, torch.Tensor]) -> _Observed:
@@ -139,10 +151,9 @@ def _observe(model: PreTrainedModel, sublayer: _Sublayer, batch: Mapping[str, to
         seen["inputs"], seen["output"] = args[0], output
         raise StopForward
 
-    handles = [
-        sublayer.residual.register_forward_pre_hook(note_residual, with_kwargs=True),
-        sublayer.output.register_forward_hook(note_output),
-    ]
+    handles = [sublayer.output.register_forward_hook(note_output)]
+    if sublayer.residual is not None:
+        handles.append(sublayer.residual.register_forward_pre_hook(note_residual, with_kwargs=True))
     try:
         run(model, batch)
     except StopForward:
@@ -151,5 +162,6 @@ def _observe(model: PreTrainedModel, sublayer: _Sublayer, batch: Mapping[str, to
         for handle in handles:
             handle.remove()
     return _Observed(
-        inputs=tokens(seen["inputs"], batch).float(), after=tokens(seen["residual"] + seen["output"], batch).float()
+        inputs=tokens(seen["inputs"], batch).float(),
+        after=tokens(seen["output"] + seen.get("residual", 0), batch).float(),
     )

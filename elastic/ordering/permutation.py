@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from elastic.errors import ElasticError
-from elastic.families import Block
+from elastic.families import Block, output_dim
 from elastic.ordering.sites import Axis, Site, find_sites
 
 Order = Sequence[int]
@@ -46,15 +44,10 @@ def _permute(site: Site, order: torch.Tensor) -> None:
     for path, blocks in site.inputs.items():
         projection = site.module.get_submodule(path)
         rows = torch.cat([positions(block, order) for block in blocks])
-        _move(projection.weight, rows, dim=rows_dim(projection))  # type: ignore[arg-type]
+        _move(projection.weight, rows, dim=output_dim(projection))  # type: ignore[arg-type]
         if getattr(projection, "bias", None) is not None:
             _move(projection.bias, rows, dim=0)  # type: ignore[arg-type]
-    _move(site.output.weight, positions(site.columns, order), dim=1 - rows_dim(site.output))  # type: ignore[arg-type]
-
-
-def rows_dim(projection: nn.Module) -> int:
-    """Return the dimension of a projection's weight along which its outputs lie."""
-    return 1 if isinstance(projection, Conv1D) else 0
+    _move(site.output.weight, positions(site.columns, order), dim=1 - output_dim(site.output))  # type: ignore[arg-type]
 
 
 def positions(block: Block, units: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
-from elastic.families import Block
-from elastic.ordering.permutation import positions, rows_dim
+from elastic.families import Block, output_dim
+from elastic.ordering.permutation import positions
 from elastic.ordering.sites import Axis, Batches, Site, evaluating, find_sites, hooked, run, tokens
 
 Method = Literal["magnitude", "activation", "first_order", "pivoted_qr", "reconstruction"]
@@ -75,7 +75,7 @@ def score(
 def weight_of(projection: nn.Module) -> torch.Tensor:
     """Return a copy of a projection's weight as ``(out, in)``, in float64."""
     weight: torch.Tensor = projection.weight  # type: ignore[assignment]
-    return (weight.T if rows_dim(projection) else weight).detach().double().cpu()
+    return (weight.T if output_dim(projection) else weight).detach().double().cpu()
 
 
 def _column_norms(site: Site) -> torch.Tensor:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from elastic.cost import Budget, Cost, CostModel, InputShapes, Limits
 from elastic.errors import CheckError
+from elastic.families import input_shapes
 from elastic.nested import get_elastic
 from elastic.selection.measured import Measured, Quality
 from elastic.space import ResolvedSpace, Subnet
@@ -174,10 +175,5 @@ def landscape(
 
 
 def default_input_shapes(model: PreTrainedModel) -> InputShapes:
-    """Return the shapes of one example: one image, or 128 tokens (fewer if the model takes no more)."""
-    config = model.config
-    if model.main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return {"pixel_values": (1, config.num_channels, height, width)}
-    return {"input_ids": (1, min(128, config.max_position_embeddings))}
+    """Return the shapes of one example: one image or spectrogram, or 128 tokens (fewer if the model takes no more)."""
+    return input_shapes(model.config)

@@ -42,7 +42,7 @@ def change(path, **values):
         ("training.arguments.output_dir=x", ["training.arguments.output_dir is set by Elastic"]),
         ("training.arguments.lr_scheduler_type=x", ["training.arguments"]),
         ("training.objective.name=distillation", None),
-        ("model.family=gpt2", ["model.family is 'gpt2'", "bert, llama, vit"]),
+        ("model.family=t5", ["model.family is 't5'", "audio-spectrogram-transformer, bert"]),
         ("model.family=null", ["needs either 'family' or 'pretrained'"]),
         ("model.config.hiden_size=3", ["unknown key 'model.config.hiden_size'; did you mean 'hidden_size'?"]),
         ("data.sourc=digits", ["unknown key 'data.sourc'; did you mean 'source'?"]),

@@ -11,21 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from elastic.cost import CostModel, peak_activation_bytes
 from elastic.errors import ElasticError
 from elastic.extraction import extract
+from elastic.families import TOKEN_INPUTS, input_shapes
 from elastic.nested import active
 from elastic.space import Subnet
-from tests.conftest import subnets
+from tests.conftest import fitting, subnets
 
 
 def shapes(model, tokens=12, batch=1):
-    if model.main_input_name == "pixel_values":
-        return {"pixel_values": (batch, 1, 8, 8)}
-    return {"input_ids": (batch, tokens)}
+    return input_shapes(model.config, batch=batch, tokens=tokens)
 
 
-def forward(model, input_shapes):
+def forward(model, stated):
     inputs = {
-        name: torch.zeros(shape, dtype=torch.float32 if name == "pixel_values" else torch.int64)
-        for name, shape in input_shapes.items()
+        name: torch.zeros(shape, dtype=torch.int64 if name in TOKEN_INPUTS else torch.float32)
+        for name, shape in stated.items()
     }
     if model.can_generate():
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -35,15 +34,17 @@ def forward(model, input_shapes):
 
 @given(subnet=subnets(), tokens=st.integers(1, 40), batch=st.integers(1, 3))
 def test_flops_equal_the_flop_counter(universal, subnet, tokens, batch):
+    subnet = fitting(universal, subnet)
     universal.set_attn_implementation("eager")
-    input_shapes = shapes(universal, tokens, batch)
+    stated = shapes(universal, tokens, batch)
     with FlopCounterMode(display=False) as counter, active(universal, subnet):
-        forward(universal, input_shapes)
-    assert CostModel.of(universal, input_shapes).cost(subnet).flops == counter.get_total_flops()
+        forward(universal, stated)
+    assert CostModel.of(universal, stated).cost(subnet).flops == counter.get_total_flops()
 
 
 @given(subnet=subnets())
 def test_flops_and_parameters_equal_those_of_the_extracted_model(universal, subnet):
+    subnet = fitting(universal, subnet)
     small = extract(universal, subnet)
     small.set_attn_implementation("eager")
     cost = CostModel.of(universal, shapes(universal)).cost(subnet)
@@ -57,11 +58,12 @@ def test_flops_and_parameters_equal_those_of_the_extracted_model(universal, subn
 
 @given(subnet=subnets())
 def test_activation_memory_equals_a_traced_forward(universal, subnet):
-    universal.set_attn_implementation("eager")
-    input_shapes = shapes(universal)
-    with active(universal, subnet):
-        traced = peak_activation_bytes(lambda: forward(universal, input_shapes), universal)
-    assert CostModel.of(universal, input_shapes).cost(subnet).activation_bytes == traced
+    subnet = fitting(universal, subnet)
+    """That of the extracted model."""
+    small = extract(universal, subnet)
+    small.set_attn_implementation("eager")
+    traced = peak_activation_bytes(lambda: forward(small, shapes(universal)), small)
+    assert CostModel.of(universal, shapes(universal)).cost(subnet).activation_bytes == traced
 
 
 def test_no_weights_are_materialised(universal):

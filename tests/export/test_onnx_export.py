@@ -16,11 +16,14 @@ from transformers import T5Config, T5ForConditionalGeneration, ViTForImageClassi
 from elastic.errors import CheckError, CheckpointError, OutputExistsError
 from elastic.export import export_onnx, graph, verify_bundle
 from elastic.export.inputs import describe_inputs
+from elastic.extraction import extract
 from elastic.families import Skip
 from elastic.nested import SkippedModule, make_elastic
+from elastic.space import Subnet
+from tests.conftest import fitting, portable_subnets
 from tests.tiny import MODELS, SPACE, tiny_bert, tiny_llama, tiny_vit
 
-KINDS = sorted(MODELS)
+KINDS = ["bert", "bert_base", "bert_masked_lm", "llama", "vit"]
 
 
 def run_graph(bundle_dir, feeds):
@@ -44,19 +47,28 @@ def test_the_graph_agrees_with_the_model(exported, kind):
     assert verify_bundle(report.bundle_dir).max_abs_diff < 1e-5
 
 
+@pytest.mark.parametrize("universal", sorted(MODELS), indirect=True)
+@pytest.mark.parametrize("layers", ["alike", "different"])
+def test_subnets_of_every_family_export(universal, layers, tmp_path):
+    different = fitting(universal, Subnet(ffn=(16, 0, 32), heads=(2, 4, 0)))
+    subnet = portable_subnets(universal)[0] if layers == "alike" else different
+    report = export_onnx(extract(universal, subnet), tmp_path / "out")
+    assert report.max_abs_diff < 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 40), (5, 19)])
 def test_any_batch_and_length_run(exported, kind, batch, length):
     model, report = exported(kind)
-    if kind == "vit":
-        feeds = {"pixel_values": np.random.default_rng(1).standard_normal((batch, 1, 8, 8)).astype(np.float32)}
-    else:
-        feeds = text_feeds(batch, length)
+    inputs = describe_inputs(model)
+    length = min(length, inputs.max_sizes.get("sequence", length))
+    text = inputs.specs[0].name == "input_ids"
+    feeds = text_feeds(batch, length) if text else inputs.sample({"batch": batch}, seed=1)
     with torch.no_grad():
         expected = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})[0].numpy()
     actual = run_graph(report.bundle_dir, feeds)[0]
     assert actual.shape == expected.shape
-    if expected.ndim == 3:
+    if text and expected.ndim == 3:
         kept = feeds["attention_mask"] == 1
         actual, expected = actual[kept], expected[kept]
     np.testing.assert_allclose(actual, expected, atol=1e-4)

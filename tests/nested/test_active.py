@@ -10,8 +10,10 @@ import torch
 
 from elastic.errors import ElasticError, SpaceError
 from elastic.extraction import extract, largest_difference, sample_inputs
+from elastic.families import output_dim
 from elastic.nested import active, get_elastic, make_elastic
 from elastic.space import SearchSpace, Subnet
+from tests.conftest import fitting, make_tiny_elastic
 from tests.tiny import MODELS, SPACE, tiny_llama, tiny_vit
 
 SMALL = Subnet(ffn=(16, 0, 32), heads=(2, 4, 0))
@@ -27,7 +29,7 @@ def test_make_elastic_changes_nothing_but_classes(name):
     plain, model = MODELS[name](), MODELS[name]()
     inputs = sample_inputs(plain.config, batch=3)
     expected = outputs(plain, inputs)
-    elastic = make_elastic(model, SPACE)
+    elastic = make_tiny_elastic(model)
     assert elastic is model
     assert type(model) is type(plain)
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -36,7 +38,7 @@ def test_make_elastic_changes_nothing_but_classes(name):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_universal_checkpoint_is_a_stock_checkpoint(name, tmp_path):
-    model = make_elastic(MODELS[name](), SPACE)
+    model = make_tiny_elastic(MODELS[name]())
     model.save_pretrained(tmp_path)
     stock = type(model).from_pretrained(tmp_path).eval()
     inputs = sample_inputs(model.config, batch=2)
@@ -46,7 +48,7 @@ def test_universal_checkpoint_is_a_stock_checkpoint(name, tmp_path):
 def test_full_model_returns_after_an_exception(universal):
     inputs = sample_inputs(universal.config, batch=2)
     full = outputs(universal, inputs)
-    with pytest.raises(RuntimeError, match="boom"), active(universal, SMALL):
+    with pytest.raises(RuntimeError, match="boom"), active(universal, fitting(universal, SMALL)):
         assert not torch.equal(outputs(universal, inputs), full)
         raise RuntimeError("boom")
     assert torch.equal(outputs(universal, inputs), full)
@@ -55,7 +57,7 @@ def test_full_model_returns_after_an_exception(universal):
 def test_blocks_nest(universal):
     inputs = sample_inputs(universal.config, batch=2)
     other = get_elastic(universal).resolved.smallest
-    with active(universal, SMALL):
+    with active(universal, fitting(universal, SMALL)):
         small = outputs(universal, inputs)
         with active(universal, other):
             assert not torch.equal(outputs(universal, inputs), small)
@@ -66,14 +68,18 @@ def test_two_models_do_not_disturb_each_other(universal):
     copied = copy.deepcopy(universal)
     inputs = sample_inputs(universal.config, batch=2)
     full = outputs(universal, inputs)
-    with active(universal, SMALL):
+    with active(universal, fitting(universal, SMALL)):
         assert torch.equal(outputs(copied, inputs), full)
         assert not torch.equal(outputs(universal, inputs), full)
 
 
 def test_two_threads_do_not_disturb_each_other(universal):
     inputs = sample_inputs(universal.config, batch=2)
-    subnets = [SMALL, get_elastic(universal).resolved.smallest, get_elastic(universal).resolved.largest]
+    subnets = [
+        fitting(universal, SMALL),
+        get_elastic(universal).resolved.smallest,
+        get_elastic(universal).resolved.largest,
+    ]
     expected = [outputs(extract(universal, subnet), inputs) for subnet in subnets]
     barrier = threading.Barrier(len(subnets))
     differences: dict[int, float] = {}
@@ -93,6 +99,8 @@ def test_two_threads_do_not_disturb_each_other(universal):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_recomputes_the_subnet_of_the_forward(universal, use_reentrant):
+    if not universal.supports_gradient_checkpointing:
+        pytest.skip("transformers cannot checkpoint this model")
     inputs = sample_inputs(universal.config, batch=2)
 
     def gradients(model):
@@ -100,7 +108,7 @@ def test_checkpointing_recomputes_the_subnet_of_the_forward(universal, use_reent
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        with active(model, SMALL):
+        with active(model, fitting(model, SMALL)):
             loss = model(**inputs, **({"use_cache": False} if model.can_generate() else {}))[0].square().mean()
         loss.backward()  # outside of the block, on purpose
         return {name: p.grad for name, p in model.named_parameters()}
@@ -116,20 +124,32 @@ def test_checkpointing_recomputes_the_subnet_of_the_forward(universal, use_reent
 
 def test_inactive_weights_get_no_gradient(universal):
     inputs = sample_inputs(universal.config, batch=2)
-    with active(universal, SMALL):
+    with active(universal, fitting(universal, SMALL)):
         universal(**inputs)[0].square().mean().backward()
     _, layers = get_elastic(universal).family.find_layers(universal)
     family = get_elastic(universal).family
-    up = layers[0].get_submodule(family.ffn_inputs[0]).weight.grad
-    assert up[:16].abs().sum() > 0
-    assert up[16:].abs().sum() == 0
+    for path, blocks in family.ffn_blocks(universal.config).items():
+        linear = layers[0].get_submodule(path)
+        up = linear.weight.grad.movedim(output_dim(linear), 0)
+        for block in blocks:
+            assert up[block.rows(16)].abs().sum() > 0
+            assert up[block.rows(64)][16:].abs().sum() == 0
     assert layers[1].get_submodule(family.ffn_inputs[0]).weight.grad is None
     assert layers[2].get_submodule(family.head_output).weight.grad is None
 
 
+@pytest.mark.parametrize("universal", ["dinov2"], indirect=True)
+def test_drop_path_takes_skipped_sub_layers(universal):
+    config = copy.deepcopy(universal.config)
+    config.drop_path_rate = 0.5
+    model = make_elastic(type(universal)(config), SPACE).train()
+    with active(model, SMALL):
+        model(**sample_inputs(config, batch=2))[0].sum().backward()
+
+
 def test_hidden_states_are_recorded(universal):
     inputs = sample_inputs(universal.config, batch=2)
-    with active(universal, Subnet(ffn=(16, 0, 32), heads=(2, 0, 4))), torch.no_grad():
+    with active(universal, fitting(universal, Subnet(ffn=(16, 0, 32), heads=(2, 0, 4)))), torch.no_grad():
         states = universal(**inputs, output_hidden_states=True).hidden_states
     assert len(states) == 4
     assert torch.equal(states[1], states[2])
