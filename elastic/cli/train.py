@@ -40,7 +40,7 @@ def train(
     rows = [
         {"metric on validation data": name.removeprefix("eval_"), "value": f"{value:.4g}"}
         for name, value in metrics.items()
-        if name.endswith(("loss", "accuracy"))
+        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
     ]
     print_table(rows, title=f"Universal model in {output}")
     note(f"Next: elastic info {output}; elastic extract {output} --flops 50% -o small")

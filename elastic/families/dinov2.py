@@ -11,6 +11,7 @@ DINOV2 = replace(
     layers="encoder.layer",
     skip_attention={"norm1": Skip.INPUT, "attention": Skip.ATTENTION_ZERO, "layer_scale1": Skip.INPUT},
     skip_mlp={"norm2": Skip.INPUT, "mlp": Skip.ZERO, "layer_scale2": Skip.INPUT},
+    scales_before_adding=True,
     ffn_field="mlp_ratio",
     ffn_is_ratio=True,
     derived_fields=("stage_names", "out_features", "out_indices"),

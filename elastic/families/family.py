@@ -111,6 +111,8 @@ class Family:
     """Why all heads of an attention stay or leave together, where they do."""
     first_layer_lacks: Mapping[str, str] = field(default_factory=dict)
     """Modules that the first layer does without, each with a module of the same kind in the same layer."""
+    scales_before_adding: bool = False
+    """Whether a norm or a scale lies between a sub-layer's output projection and the stream that it is added to."""
     layer_returns_tuple: bool = False
     generates: bool = False
     """Whether it is a decoder that generates text."""

@@ -8,6 +8,7 @@ from elastic.families.llama import LLAMA
 GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
+    scales_before_adding=True,
     skip_attention={
         "input_layernorm": Skip.INPUT,
         "self_attn": Skip.ATTENTION_ZERO,

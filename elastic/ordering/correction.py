@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
-from elastic.families import Family, Skip, output_dim
+from elastic.families import Family, output_dim
 from elastic.nested import SkippedModule, active, get_elastic
 from elastic.ordering.sites import Batches, StopForward, evaluating, layers_of, run, tokens
 from elastic.space import Subnet
@@ -78,19 +78,11 @@ def _sublayers(family: Family, layer: nn.Module) -> list[_Sublayer]:
             module = module.get_submodule(part)
         return module
 
+    streams = (None, None) if family.scales_before_adding else (layer, mlp_start)
     return [
-        _Sublayer(output(path), stream if _adds_directly(modules, path) else None)
-        for path, modules, stream in (
-            (family.head_output, family.skip_attention, layer),
-            (family.ffn_output, family.skip_mlp, mlp_start),
-        )
+        _Sublayer(output(path), stream)
+        for path, stream in zip((family.head_output, family.ffn_output), streams, strict=True)
     ]
-
-
-def _adds_directly(modules: Mapping[str, Skip], output_path: str) -> bool:
-    """Whether the projection's output is what the sub-layer adds: no post-norm (Gemma) or layer scale (DINOv2)."""
-    last = list(modules)[-1]
-    return output_path == last or output_path.startswith(f"{last}.")
 
 
 def _correct(
