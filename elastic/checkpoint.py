@@ -57,6 +57,8 @@ class CheckpointRecord(BaseModel):
     verification: dict[str, Any] | None = None
     correction: dict[str, Any] | None = None
     """Extracted: how the weights were adjusted after the cut, and the quality after that."""
+    healing: dict[str, Any] | None = None
+    """Extracted: how it was trained after the cut, and the quality before and after."""
     source: dict[str, str] | None = None
     """Extracted: name and weight hashes of the universal model."""
 

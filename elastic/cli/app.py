@@ -12,6 +12,7 @@ from elastic.cli.convert import convert
 from elastic.cli.evaluate import evaluate
 from elastic.cli.export import export
 from elastic.cli.extract import extract
+from elastic.cli.heal import heal
 from elastic.cli.info import info
 from elastic.cli.pareto import pareto
 from elastic.cli.search import search
@@ -43,7 +44,7 @@ def _options(
     pass
 
 
-for _command in (train, convert, info, search, extract, pareto, export, verify, bench):
+for _command in (train, convert, info, search, extract, heal, pareto, export, verify, bench):
     app.command()(_command)
 app.command("eval")(evaluate)
 

@@ -1,6 +1,7 @@
 """The stations from a recipe or a pretrained model to an extracted checkpoint, as the command line runs them."""
 
 from elastic.pipeline.conversion import Conversion, ConversionPlan, convert, plan_conversion
+from elastic.pipeline.healing import Healing, heal
 from elastic.pipeline.training import train
 from elastic.pipeline.universal import Universal, extract_checkpoint, is_stock
 
@@ -8,8 +9,10 @@ __all__ = [
     "Conversion",
     "ConversionPlan",
     "Universal",
+    "Healing",
     "convert",
     "extract_checkpoint",
+    "heal",
     "is_stock",
     "plan_conversion",
     "train",

@@ -75,7 +75,7 @@ def _from_scratch(auto_class: Any, section: ModelSection, task: Task) -> PreTrai
 def _continue(folder: Path, recipe: Recipe) -> PreTrainedModel:
     """Load a universal model to train it on, in its own space unless the recipe has another."""
     if read_record(folder).kind != "universal":
-        raise RecipeError(f"{folder} is an extracted model; name the universal model that it was cut from.")
+        raise RecipeError(f"{folder} is an extracted model; train it with `elastic heal`.")
     if recipe.model.config:
         raise RecipeError("model.config cannot change a universal model; leave it out.")
     model = load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class _Pass:
     """One of the forward-backward passes of a batch."""
 
     num_passes: int
-    subnet: Subnet
+    subnet: Subnet | None
     teacher: Returned | None = None
 
 
@@ -45,7 +46,8 @@ class ElasticMixin(_Base):
     def __init__(
         self,
         *args: Any,
-        sampler: Sampler,
+        sampler: Sampler | None = None,
+        subnet: Subnet | None = None,
         objective: Objective | None = None,
         teacher: PreTrainedModel | None = None,
         embed: Embed | None = None,
@@ -56,7 +58,8 @@ class ElasticMixin(_Base):
         """Take what the Trainer takes, and what follows.
 
         Args:
-            sampler: which subnets a step runs.
+            sampler: which subnets a step runs; None for a model that is not elastic, such as an extracted one.
+            subnet: what an extracted model is of its teacher, so that hidden states are compared layer by layer.
             objective: how each is trained; from the labels by default.
             teacher: a frozen model that the objective compares with; by default the step's first subnet teaches.
             embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
@@ -65,11 +68,12 @@ class ElasticMixin(_Base):
                 models whose quality is no mean over examples.
 
         Raises:
-            ElasticError: if the model is not elastic, or the process drives several GPUs.
+            ElasticError: if the model is not elastic though there is a sampler, or the process drives several GPUs.
         """
         super().__init__(*args, **kwargs)
         self._universal: PreTrainedModel = self.model  # type: ignore[assignment]
-        self._elastic = get_elastic(self._universal)
+        self._elastic = None if sampler is None else get_elastic(self._universal)
+        self._extracted = subnet
         if self.args.n_gpu > 1:
             raise ElasticError(
                 f"one process drives {self.args.n_gpu} GPUs, where DataParallel would ignore the active subnet; start "
@@ -86,6 +90,12 @@ class ElasticMixin(_Base):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the subnets of this step, one forward-backward pass each; return their mean loss."""
+        if self.sampler is None:
+            self._pass = _Pass(1, self._extracted)
+            try:
+                return super().training_step(model, inputs, *args, **kwargs)
+            finally:
+                self._pass = None
         subnets = self.sampler(*self._next_micro_step())
         self._pass = _Pass(len(subnets), subnets[0])
         try:
@@ -141,10 +151,19 @@ class ElasticMixin(_Base):
         return Returned(
             logits=outputs.get("logits"),
             embeddings=None if self._embed is None else self._embed(outputs, inputs),
-            hidden_states=outputs.get("hidden_states"),
+            hidden_states=self._by_universal_layer(outputs.get("hidden_states"), subnet),
             mask=inputs.get("attention_mask"),
             kept_layers=() if subnet is None else subnet.kept_layers,
         )
+
+    def _by_universal_layer(
+        self, states: tuple[torch.Tensor, ...] | None, subnet: Subnet | None
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Give the hidden states of an extracted model the places that its layers have in the teacher."""
+        if states is None or self._extracted is None or subnet is None:
+            return states
+        places = [sum(kept < layer for kept in subnet.kept_layers) for layer in range(subnet.num_layers)]
+        return (*(states[place] for place in places), states[-1])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights as ``from_pretrained`` does.
@@ -178,6 +197,8 @@ class ElasticMixin(_Base):
         if isinstance(dataset, dict):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics: dict[str, float] = {}
+        if self._elastic is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         largest = self._elastic.resolved.largest
         for name, subnet in self.granularities.items():
             if subnet == largest:
@@ -204,8 +225,9 @@ class ElasticMixin(_Base):
     def _evaluate_measure(self, prefix: str) -> dict[str, float]:
         assert self._measure is not None
         metrics: dict[str, float] = {}
-        for name, subnet in {**self.granularities, "": self._elastic.resolved.largest}.items():
-            with active(self._universal, subnet):
+        subnets = {} if self._elastic is None else {**self.granularities, "": self._elastic.resolved.largest}
+        for name, subnet in subnets.items() or [("", None)]:
+            with nullcontext() if subnet is None else active(self._universal, subnet):
                 measured = self._measure()
             metrics.update({f"{prefix}_{name}_{k}".replace("__", "_"): value for k, value in measured.items()})
         self.log(metrics)
