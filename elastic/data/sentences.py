@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,21 +86,46 @@ def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) ->
 
 
 def _load_embedder(name: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, nn.Module, int]:
-    """Load the tokenizer, what follows the Transformer (pooling, ...), and the longest input in tokens."""
+    """Load the tokenizer, what follows the Transformer (pooling, ...), and the longest input in tokens.
+
+    The Transformer itself is the model that becomes elastic; an extracted one may not load as stock at all.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise RecipeError(
             "the task 'sentence-similarity' needs sentence-transformers: `pip install sentence-transformers`."
         ) from None
+    folder = Path(name)
     try:
-        embedder = SentenceTransformer(name, device="cpu")
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        if (folder / "modules.json").is_file():
+            head, limit = _load_head(folder), _read_limit(folder)
+        else:
+            embedder = SentenceTransformer(name, device="cpu")
+            head, limit = list(embedder)[1:], embedder.max_seq_length
+    except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"the embedder '{name}' cannot be loaded: {error}") from None
-    limit = max_length or embedder.max_seq_length or tokenizer.model_max_length
-    # The Transformer itself is the model that becomes elastic, and is loaded with it.
-    return tokenizer, nn.Sequential(*list(embedder)[1:]).eval().requires_grad_(False), int(limit)
+    limit = max_length or limit or tokenizer.model_max_length
+    return tokenizer, nn.Sequential(*head).eval().requires_grad_(False), int(limit)
+
+
+def _load_head(folder: Path) -> list[nn.Module]:
+    from sentence_transformers.util import import_from_string
+
+    modules = []
+    for entry in json.loads((folder / "modules.json").read_text())[1:]:
+        # Another package's class would be somebody else's code.
+        if not entry["type"].startswith("sentence_transformers."):
+            raise RecipeError(f"{folder} has the module {entry['type']}, which is not one of sentence-transformers.")
+        module_class: Any = import_from_string(entry["type"])
+        modules.append(module_class.load(str(folder), subfolder=entry["path"]))
+    return modules
+
+
+def _read_limit(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
 
 
 def _rows(encoded: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

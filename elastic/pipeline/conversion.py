@@ -185,7 +185,7 @@ def convert(
     data = _calibration(plan, task, calibration, num_calibration)
     report(f"Loading {plan.model}")
     # The class comes with its task: a model for another one would lose its head.
-    model = load_pretrained(plan.model_class, plan.model, {}, task).eval()
+    model = load_pretrained(plan.model_class, plan.model, {}, task, new_head=False).eval()
     samples = [sample_inputs(model.config, batch=batch) for batch in (1, 3)]
     with torch.no_grad():
         before = [model(**inputs)[0] for inputs in samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,10 +119,10 @@ def heal(
     before = _quality(model, task)
     keep_best = _KeepBest(model, before)
     settings = _with_distillation(recipe)
-    with new_folder(output) as written:
+    with new_folder(output) as written, tempfile.TemporaryDirectory() as scratch:
         trainer = ElasticTrainer(
             model=model,
-            args=training_arguments(settings, written / "unused", progress_bar=progress_bar),
+            args=training_arguments(settings, Path(scratch), progress_bar=progress_bar),
             train_dataset=task.datasets["train"],
             eval_dataset=task.datasets["validation"],
             data_collator=task.collate,
@@ -160,7 +161,7 @@ def heal(
 
 def _last_evaluated(trainer: ElasticTrainer) -> int:
     evaluated = [entry["step"] for entry in trainer.state.log_history if any(k.startswith("eval_") for k in entry)]
-    return max(evaluated, default=-1)
+    return int(max(evaluated, default=-1))
 
 
 def _with_distillation(recipe: Recipe) -> Recipe:

@@ -100,8 +100,10 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def load_pretrained(auto_class: Any, name: str, changes: Mapping[str, Any], task: Task | None) -> PreTrainedModel:
-    """Load a model that was trained before; only its head may be new, for other labels.
+def load_pretrained(
+    auto_class: Any, name: str, changes: Mapping[str, Any], task: Task | None, *, new_head: bool = True
+) -> PreTrainedModel:
+    """Load a model that was trained before; only its head may be new, for other labels, if ``new_head``.
 
     Raises:
         RecipeError: if it cannot be loaded, or its weights do not fit its configuration or the data.
@@ -130,6 +132,12 @@ def load_pretrained(auto_class: Any, name: str, changes: Mapping[str, Any], task
         wrong = (foreign or missing)[0]
         raise RecipeError(
             f"the weights of '{name}' do not fit its configuration: '{wrong}' is missing or of another size."
+        )
+    made_up = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+    if not new_head and any(not key.startswith(_OPTIONAL) for key in made_up):
+        raise RecipeError(
+            f"the model '{name}' has no trained head for this data ('{made_up[0]}' is missing or of another size); "
+            "train it on the data first, or name it in a recipe for `elastic train`."
         )
     for key in ("image_size", "num_channels"):
         taken, given = getattr(model.config, key, None), wanted.get(key)
