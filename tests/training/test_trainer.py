@@ -7,9 +7,11 @@ import torch
 from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
 from elastic.errors import ElasticError
+from elastic.extraction import extract
 from elastic.nested import active, get_elastic, make_elastic
-from elastic.training import Distillation, ElasticTrainer, Joint, Sandwich, Uniform
-from tests.tiny import SPACE, tiny_llama, tiny_vit
+from elastic.space import Subnet
+from elastic.training import Distillation, ElasticTrainer, Joint, Sandwich, SimilarityDistillation, Uniform
+from tests.tiny import SPACE, tiny_bert_base, tiny_llama, tiny_vit
 
 
 def images(count=32):
@@ -173,3 +175,81 @@ def test_a_failing_step_leaves_the_trainer_usable(tmp_path):
 def test_a_plain_model_is_refused(tmp_path):
     with pytest.raises(ElasticError, match="is not elastic"):
         ElasticTrainer(model=tiny_vit(), args=arguments(tmp_path), sampler=lambda step, micro: [])
+
+
+def run(folder, model, **options):
+    trainer = ElasticTrainer(
+        model=model,
+        args=arguments(folder, max_steps=20, learning_rate=3e-3),
+        train_dataset=[{"pixel_values": example["pixel_values"]} for example in images()],
+        data_collator=default_data_collator,
+        **options,
+    )
+    trainer.train()
+    return trainer
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def strong_vit():
+    """Neurons that matter: as they are initialised, nothing is lost without them."""
+    model = tiny_vit()
+    with torch.no_grad():
+        for layer in model.vit.layers:
+            layer.mlp.fc1.weight.mul_(10.0)
+            layer.mlp.fc2.weight.mul_(10.0)
+    return model
+
+
+def test_a_frozen_teacher_needs_no_labels_and_stays_as_it_is(tmp_path):
+    model, teacher = make_elastic(strong_vit(), SPACE), strong_vit()
+    small = get_elastic(model).resolved.uniform(ffn=16)
+    inputs = default_data_collator([{"pixel_values": example["pixel_values"]} for example in images()])
+    wanted = logits(teacher, inputs)
+
+    def distance():
+        with active(model, small):
+            return float((logits(model, inputs) - wanted).square().mean())
+
+    before, weights = distance(), {name: p.clone() for name, p in teacher.named_parameters()}
+    run(tmp_path, model, teacher=teacher, objective=Distillation(hidden_weight=1.0), sampler=Joint([small]))
+    assert distance() < 0.5 * before
+    assert all(torch.equal(weights[name], p) for name, p in teacher.named_parameters())
+
+
+def test_an_extracted_model_learns_from_its_teacher_layer_by_layer(tmp_path):
+    universal = make_elastic(tiny_vit(), SPACE)
+    subnet = Subnet(ffn=(16, 0, 32), heads=(4, 0, 2))
+    small = extract(universal, subnet)
+    inputs = default_data_collator([{"pixel_values": example["pixel_values"]} for example in images()])
+    wanted = logits(universal, inputs)
+    before = float((logits(small, inputs) - wanted).square().mean())
+    trainer = run(tmp_path, small, teacher=universal, objective=Distillation(hidden_weight=1.0), subnet=subnet)
+    assert float((logits(small, inputs) - wanted).square().mean()) < 0.5 * before
+    states = tuple(torch.full((1,), float(i)) for i in range(3))  # before layer 0, before layer 2, after
+    assert [float(x) for x in trainer._by_universal_layer(states, subnet)] == [0, 1, 1, 2]
+
+
+def test_embedders_learn_without_labels(tmp_path):
+    universal, teacher = make_elastic(tiny_bert_base(), SPACE), tiny_bert_base()
+    data = [{"input_ids": torch.randint(1, 60, (12,), generator=torch.Generator().manual_seed(i))} for i in range(16)]
+    small = get_elastic(universal).resolved.uniform(layers=1)
+    trainer = ElasticTrainer(
+        model=universal,
+        args=arguments(tmp_path, max_steps=30, learning_rate=3e-3),
+        train_dataset=data,
+        data_collator=default_data_collator,
+        sampler=Joint([small]),
+        teacher=teacher,
+        objective=SimilarityDistillation(),
+        embed=lambda returned, inputs: returned["last_hidden_state"].mean(1),
+        granularities={"shallow": small},
+        measure=lambda: {"score": 1.5},
+    )
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[-1] < 0.3 * history[0]
+    assert {"eval_shallow_score": 1.5, "eval_score": 1.5}.items() <= trainer.evaluate().items()
