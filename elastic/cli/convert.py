@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elastic.cli.options import InputShape, Json, Output, read_input_shape, read_space_option
+from elastic.cli.options import Correct, InputShape, Json, Output, read_input_shape, read_method, read_space_option
 from elastic.cli.output import note, print_json, print_table, reported
-from elastic.errors import BudgetError, ElasticError, SpaceError, did_you_mean
+from elastic.errors import ElasticError, SpaceError
 
 if TYPE_CHECKING:
     from elastic.selection import Measured
@@ -44,9 +44,7 @@ def convert(
         str | None,
         typer.Option(help="Layers leave by: cosine, angular, output; or even. Default: cosine with data, else even."),
     ] = None,
-    correct: Annotated[
-        bool, typer.Option("--correct", help="Also measure each subnet of the table after least-squares correction.")
-    ] = False,
+    correct: Correct = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
     input_shape: InputShape = None,
     as_json: Json = False,
@@ -56,9 +54,9 @@ def convert(
         raise SpaceError("no space is given; add --space '{ffn: [0.5, 1.0]}', or a --recipe that has one.")
     has_data = recipe is not None or calibration is not None
     if correct and recipe is None:
-        raise BudgetError("--correct measures quality; add a --recipe that says on what.")
+        raise ElasticError("--correct measures quality; add a --recipe that says on what.")
     from elastic.folder import check_output
-    from elastic.ordering import DEPTH_METHODS, METHODS
+    from elastic.ordering import CORRECTIONS, DEPTH_METHODS, METHODS
     from elastic.pipeline import convert as run
     from elastic.pipeline import plan_conversion
     from elastic.pipeline.conversion import default_shapes, read_config
@@ -66,6 +64,7 @@ def convert(
     from elastic.space import SearchSpace
 
     check_output(output)
+    correction = read_method("--correct", correct, CORRECTIONS)
     settings = None if recipe is None else load_recipe(recipe)
     plan = plan_conversion(
         model,
@@ -87,7 +86,7 @@ def convert(
         recipe=settings,
         calibration=calibration,
         num_calibration=num_calibration,
-        try_correction=correct,
+        correction=correction,
         report=note,
     )
     if as_json:
@@ -112,11 +111,7 @@ def _choice(option: str, given: str | None, known: Sequence[str], nothing: str, 
     """Return the chosen method, None for the word that means none."""
     if given is None:
         return default
-    if given == nothing:
-        return None
-    if given not in known:
-        raise ElasticError(f"{option} {given}{did_you_mean(given, [*known, nothing])}")
-    return given
+    return None if given == nothing else read_method(option, given, [*known, nothing])
 
 
 def _print_one_shot(points: Sequence[Measured], corrected: Mapping[Subnet, float]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from elastic.cli.options import (
     Candidates,
+    Correct,
     Flops,
     Folder,
     InputShape,
@@ -20,6 +17,7 @@ from elastic.cli.options import (
     Uniform,
     read_budget,
     read_input_shape,
+    read_method,
     read_subnet_option,
 )
 from elastic.cli.output import note, print_json, progress, reported
@@ -38,10 +36,7 @@ def extract(
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     candidates: Candidates = 48,
-    correct: Annotated[
-        bool,
-        typer.Option("--correct", help="Make up for what is gone by least squares over 512 training examples."),
-    ] = False,
+    correct: Correct = None,
     input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
@@ -52,10 +47,12 @@ def extract(
     chosen = read_subnet_option(subnet) if subnet else None
     from elastic.checkpoint import read_record
     from elastic.folder import check_output
+    from elastic.ordering import CORRECTIONS
     from elastic.pipeline import Universal, extract_checkpoint, is_stock
     from elastic.selection import Measured, search
 
     check_output(output)
+    correction = read_method("--correct", correct, CORRECTIONS)
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
     if chosen:
         kind = "uniform" if chosen.is_uniform else "mix"
@@ -71,7 +68,7 @@ def extract(
                 num_candidates=candidates,
                 on_progress=on_progress,
             ).best
-    record = extract_checkpoint(universal, best, output, correction="least_squares" if correct else None)
+    record = extract_checkpoint(universal, best, output, correction=correction)
     stock = is_stock(universal, best.subnet)
     if as_json:
         result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elastic.errors import BudgetError, SpaceError
+from elastic.errors import BudgetError, ElasticError, SpaceError, did_you_mean
 
 if TYPE_CHECKING:
     from elastic.cost import Budget
@@ -27,6 +27,14 @@ InputShape = Annotated[
 ]
 SubnetOption = Annotated[
     str | None, typer.Option("--subnet", metavar="JSON", help="A subnet: a JSON file, or the JSON itself.")
+]
+Correct = Annotated[
+    str | None,
+    typer.Option(
+        "--correct",
+        metavar="METHOD",
+        help="Make up for what is gone, without training, over 512 training examples: least_squares, or mean (biases).",
+    ),
 ]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
 Candidates = Annotated[int, typer.Option(min=1, help="How many subnets are measured at most.")]
@@ -59,6 +67,17 @@ def read_subnet_option(text: str) -> Subnet:
     if not path.is_file():
         raise SpaceError(f"there is no subnet file {text}.")
     return read_subnet(path.read_text())
+
+
+def read_method(option: str, given: str | None, known: Sequence[str]) -> Any:
+    """Return the method that an option names, or None.
+
+    Raises:
+        ElasticError: if there is no such method (suggests the right one).
+    """
+    if given is not None and given not in known:
+        raise ElasticError(f"{option} {given}{did_you_mean(given, known)}")
+    return given
 
 
 def read_space_option(text: str) -> SearchSpace:

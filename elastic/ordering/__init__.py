@@ -1,12 +1,13 @@
 """Importance: which neurons, heads and layers of a pretrained model its subnets keep."""
 
-from elastic.ordering.correction import Correction, correct
+from elastic.ordering.correction import CORRECTIONS, Correction, correct
 from elastic.ordering.depth import DEPTH_METHODS, DepthMethod, drop_order
 from elastic.ordering.permutation import order_within, permute
 from elastic.ordering.scores import METHODS, Method, score
 from elastic.ordering.sites import Axis, Batches, check_finite
 
 __all__ = [
+    "CORRECTIONS",
     "DEPTH_METHODS",
     "METHODS",
     "Axis",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from elastic.ordering.sites import Batches, StopForward, evaluating, layers_of, 
 from elastic.space import Subnet
 
 Correction = Literal["least_squares", "mean"]
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 RELATIVE_RIDGE = 1e-2
 """Pull towards the weights as they were, as a share of the mean square of the activations."""
 

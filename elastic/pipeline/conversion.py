@@ -20,6 +20,7 @@ from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.folder import check_output, new_folder
 from elastic.nested import active, get_elastic, make_elastic, meta_model, set_drop_order
 from elastic.ordering import (
+    Correction,
     DepthMethod,
     Method,
     correct,
@@ -146,7 +147,7 @@ class Conversion:
     points: list[Measured]
     """Subnets with their cost and their quality as they are, without training; empty without a recipe."""
     corrected: dict[Subnet, float]
-    """The same subnets' quality after least-squares correction; empty where it was not asked for."""
+    """The same subnets' quality after correction; empty where it was not asked for."""
 
 
 def convert(
@@ -156,7 +157,7 @@ def convert(
     recipe: Recipe | None = None,
     calibration: str | None = None,
     num_calibration: int = 512,
-    try_correction: bool = False,
+    correction: Correction | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
     """Order a pretrained model's neurons, heads and layers by importance, and write it as a universal model.
@@ -170,7 +171,7 @@ def convert(
             ``search`` and ``extract`` know them.
         calibration: text to calibrate on instead of the recipe's training data.
         num_calibration: how many examples of it.
-        try_correction: whether the table also tells the quality after correction.
+        correction: also measure each subnet of the table after this correction.
         report: called with what happens next, in words.
 
     Raises:
@@ -198,7 +199,7 @@ def convert(
     make_elastic(model, plan.space)
     set_drop_order(model, _drop_order(model, plan, data, task, report))
     record = _record(plan, recipe, model, data, difference)
-    points, corrected = _one_shot(model, plan, recipe, task, data if try_correction else None, report)
+    points, corrected = _one_shot(model, plan, recipe, task, data, correction, report)
     with new_folder(output) as folder:
         save_checkpoint(model, record, folder)
         copy_companions(plan.model, folder)
@@ -307,6 +308,7 @@ def _one_shot(
     recipe: Recipe | None,
     task: Task | None,
     data: Calibration | None,
+    correction: Correction | None,
     report: Callable[[str], None],
 ) -> tuple[list[Measured], dict[Subnet, float]]:
     if recipe is None or task is None:
@@ -321,8 +323,8 @@ def _one_shot(
             value, count = measure(model, task, "validation")
         quality = Quality(task.metric.name, value, task.metric.higher_is_better, "validation", count)
         points.append(Measured(subnet, costs.cost(subnet), quality, "uniform", named.get(subnet, "")))
-        if data is not None and subnet != resolved.largest:
+        if correction is not None and data is not None and subnet != resolved.largest:
             small = extract(model, subnet)
-            correct(model, subnet, small, data)
+            correct(model, subnet, small, data, method=correction)
             corrected[subnet] = measure(small, task, "validation")[0]
     return points, corrected

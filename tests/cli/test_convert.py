@@ -59,7 +59,9 @@ def recipe(tmp_path_factory, embedder):
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory, embedder, recipe):
     folder = tmp_path_factory.mktemp("converted") / "universal"
-    result = elastic("convert", embedder, "--recipe", recipe, "--num-calibration", 64, "--correct", "-o", folder)
+    result = elastic(
+        "convert", embedder, "--recipe", recipe, "--num-calibration", 64, "--correct", "least_squares", "-o", folder
+    )
     assert result.code == 0, result.err
     return folder, result
 
@@ -153,7 +155,9 @@ def test_healing_a_model_whose_layers_differ(converted, recipe, tmp_path):
 
 def test_extract_with_correction(converted, tmp_path):
     subnet = '{"ffn": [16, 16, 16], "heads": [4, 4, 4]}'
-    result = elastic("extract", converted[0], "--subnet", subnet, "--correct", "-o", tmp_path / "cut", "--json")
+    result = elastic(
+        "extract", converted[0], "--subnet", subnet, "--correct", "least_squares", "-o", tmp_path / "cut", "--json"
+    )
     assert result.code == 0, result.err
     assert result.json["correction"]["method"] == "least_squares"
     assert result.json["correction"]["quality"]["value"] != result.json["quality"]["value"]
@@ -282,8 +286,9 @@ def test_calibration_that_is_not_there(embedder, tmp_path):
         (("--space", "{ffn: 3"), ["is not a space"]),
         ((*SPACE, "--order", "activations"), ["--order activations", "did you mean 'activation'?"]),
         ((*SPACE, "--depth", "cosin"), ["did you mean 'cosine'?"]),
+        ((*SPACE, "--correct", "means", "--recipe", "x"), ["did you mean 'mean'?"]),
         ((*SPACE, "--order", "activation"), ["'activation' needs calibration data"]),
-        ((*SPACE, "--correct"), ["--correct measures quality"]),
+        ((*SPACE, "--correct", "mean"), ["--correct measures quality"]),
     ],
 )
 def test_options_that_make_no_sense(vit, tmp_path, arguments, parts):
