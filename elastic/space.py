@@ -339,7 +339,7 @@ class ResolvedSpace:
         grid = itertools.product(*(getattr(self, axis) for axis in AXES))
         return list(dict.fromkeys(self.uniform(**dict(zip(AXES, point, strict=True))) for point in grid))
 
-    def _skeletons(self) -> dict[tuple[frozenset[int], frozenset[int]], None]:
+    def skeletons(self) -> dict[tuple[frozenset[int], frozenset[int]], None]:
         """The distinct (kept attention, kept MLP) sub-layer sets of the space."""
         grid = itertools.product(self.layers, self.attention, self.mlp)
         return dict.fromkeys(self._kept_sublayers(*point) for point in grid)
@@ -347,11 +347,11 @@ class ResolvedSpace:
     @property
     def num_subnets(self) -> int:
         """How many different subnets the space holds, per-layer ones included."""
-        return sum(len(self.heads) ** len(attn) * len(self.ffn) ** len(mlp) for attn, mlp in self._skeletons())
+        return sum(len(self.heads) ** len(attn) * len(self.ffn) ** len(mlp) for attn, mlp in self.skeletons())
 
     def sample(self, rng: random.Random) -> Subnet:
         """Draw a skeleton of kept sub-layers, then a width and heads for each layer, all uniformly."""
-        attention, mlp = rng.choice(list(self._skeletons()))
+        attention, mlp = rng.choice(list(self.skeletons()))
         layers = range(self.dims.num_layers)
         return Subnet(
             ffn=tuple(rng.choice(self.ffn) if i in mlp else 0 for i in layers),
@@ -364,7 +364,7 @@ class ResolvedSpace:
         The minimum-slope heuristic of arXiv 2310.07707, for FFN width and for heads, for every
         set of kept layers.
         """
-        for attention, mlp in self._skeletons():
+        for attention, mlp in self.skeletons():
             layers = sorted(attention | mlp)
             for ffn, heads in itertools.product(
                 _ladders(self.ffn, len(layers)),
@@ -384,7 +384,7 @@ class ResolvedSpace:
             frozenset(i for i, f in enumerate(subnet.ffn) if f),
         )
         return (
-            skeleton in self._skeletons()
+            skeleton in self.skeletons()
             and all(f in self.ffn for f in subnet.ffn if f)
             and all(h in self.heads for h in subnet.heads if h)
         )

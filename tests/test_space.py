@@ -67,7 +67,7 @@ SPACE = SearchSpace(ffn=[0.25, 1.0], heads=[0.5, 1.0], layers=[2, 4], attention=
 
 def test_count_equals_enumeration():
     subnets = set()
-    for attention, mlp in SPACE._skeletons():
+    for attention, mlp in SPACE.skeletons():
         for ffn in itertools.product(SPACE.ffn, repeat=len(mlp)):
             for heads in itertools.product(SPACE.heads, repeat=len(attention)):
                 widths, counts = iter(ffn), iter(heads)

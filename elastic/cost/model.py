@@ -130,12 +130,21 @@ class CostModel:
         return model
 
     def _activation_bytes(self, subnet: Subnet) -> int:
+        return max(self.layer_peaks(subnet).values())
+
+    def layer_peaks(self, subnet: Subnet) -> dict[int, int]:
+        """Return the bytes of activations alive at once in each kept layer; the largest is the subnet's.
+
+        A layer's peak depends on its own choice, and of the other layers only on which are kept.
+        """
         # Masks and position embeddings live outside of the layers, one for each type of layer that is there.
         types = frozenset(self._types[layer] for layer in subnet.kept_layers)
-        return max(
-            self._traced_peak((subnet.ffn[layer], subnet.heads[layer]), self._kinds[layer], types, is_first=index == 0)
+        return {
+            layer: self._traced_peak(
+                (subnet.ffn[layer], subnet.heads[layer]), self._kinds[layer], types, is_first=index == 0
+            )
             for index, layer in enumerate(subnet.kept_layers)
-        )
+        }
 
     def _trace_peak(self, choice: tuple[int, int], kind: int, types: frozenset[object], *, is_first: bool) -> int:
         """Trace one such layer, alone or after a tiny one: beside later layers, the embeddings stay alive."""
