@@ -13,11 +13,13 @@ from elastic.cli.options import (
     Memory,
     Output,
     Params,
+    SearchMethod,
     SubnetOption,
     Uniform,
     read_budget,
     read_input_shape,
     read_method,
+    read_search_method,
     read_subnet_option,
 )
 from elastic.cli.output import note, print_json, progress, reported
@@ -35,6 +37,7 @@ def extract(
     memory: Memory = None,
     subnet: SubnetOption = None,
     uniform: Uniform = False,
+    method: SearchMethod = None,
     candidates: Candidates = 48,
     correct: Correct = None,
     input_shape: InputShape = None,
@@ -64,7 +67,7 @@ def extract(
                 budget,
                 universal.measure,
                 input_shapes=universal.input_shapes,
-                uniform_only=uniform,
+                method=read_search_method(method, uniform),
                 num_candidates=candidates,
                 on_progress=on_progress,
             ).best

@@ -37,6 +37,9 @@ Correct = Annotated[
     ),
 ]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
+SearchMethod = Annotated[
+    str | None, typer.Option("--method", help="predictor (default), heuristic, uniform or random.", metavar="METHOD")
+]
 Candidates = Annotated[int, typer.Option(min=1, help="How many subnets are measured at most.")]
 
 
@@ -78,6 +81,19 @@ def read_method(option: str, given: str | None, known: Sequence[str]) -> Any:
     if given is not None and given not in known:
         raise ElasticError(f"{option} {given}{did_you_mean(given, known)}")
     return given
+
+
+def read_search_method(given: str | None, uniform: bool) -> Any:
+    """Return the search method of the options ``--method`` and ``--uniform``.
+
+    Raises:
+        ElasticError: if there is no such method, or the two contradict each other.
+    """
+    from elastic.selection import METHODS
+
+    if uniform and given not in (None, "uniform"):
+        raise ElasticError(f"--uniform searches uniform subnets alone, and --method is {given}; give one of them.")
+    return "uniform" if uniform else read_method("--method", given, METHODS) or "predictor"
 
 
 def read_space_option(text: str) -> SearchSpace:

@@ -24,9 +24,10 @@ def pareto(
     from elastic.checkpoint import read_record
     from elastic.folder import check_output, new_folder
     from elastic.pipeline import Universal
+    from elastic.selection.candidates import landscape
     from elastic.selection.pareto import check_cost, pareto_front
     from elastic.selection.report import write_report
-    from elastic.selection.search import landscape, measure_all
+    from elastic.selection.search import measure_all
 
     check_output(output)
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))

@@ -11,11 +11,13 @@ from elastic.cli.options import (
     Macs,
     Memory,
     Params,
+    SearchMethod,
     Uniform,
     read_budget,
     read_input_shape,
+    read_search_method,
 )
-from elastic.cli.output import print_json, progress, reported
+from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import print_points
 
 
@@ -27,6 +29,7 @@ def search(
     params: Params = None,
     memory: Memory = None,
     uniform: Uniform = False,
+    method: SearchMethod = None,
     candidates: Candidates = 48,
     input_shape: InputShape = None,
     as_json: Json = False,
@@ -44,11 +47,23 @@ def search(
             budget,
             universal.measure,
             input_shapes=universal.input_shapes,
-            uniform_only=uniform,
+            method=read_search_method(method, uniform),
             num_candidates=candidates,
             on_progress=on_progress,
         )
     if as_json:
-        print_json({"best": result.best.to_dict(), "measured": [point.to_dict() for point in result.measured]})
+        print_json({
+            "best": result.best.to_dict(),
+            "measured": [point.to_dict() for point in result.measured],
+            "num_evaluations": result.num_evaluations,
+            "predictor": None if (p := result.predictor) is None else {
+                "error": p.error, "rank_correlation": p.rank_correlation, "bound": result.predicted_bound,
+            },
+        })  # fmt: skip
     else:
         print_points(result.measured[:5], title=f"Best of {len(result.measured)} subnets with {result.limits}")
+        if result.predictor is not None:
+            note(
+                f"{result.num_evaluations} subnets measured. The predictor's error on subnets it had not seen: "
+                f"{result.predictor.error:.2g}; its rank correlation: {result.predictor.rank_correlation:.2f}."
+            )

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from elastic.data.calibration import Calibration, calibration_from_text, calibration_of
-from elastic.data.task import Metric, Task, measure
+from elastic.data.task import Metric, Task, fingerprint, measure
 from elastic.errors import RecipeError
 from elastic.recipe import DigitsData, ImageData, Recipe, SentencePairData, StdlibData
 
-__all__ = ["Calibration", "Metric", "Task", "calibration_from_text", "calibration_of", "load_task", "measure"]
+__all__ = [
+    "Calibration",
+    "Metric",
+    "Task",
+    "calibration_from_text",
+    "calibration_of",
+    "fingerprint",
+    "load_task",
+    "measure",
+]
 
 _TASK_OF_SOURCE = {
     "digits": "image-classification",

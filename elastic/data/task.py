@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,3 +118,15 @@ def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]
     model.train(was_training)
     measured = torch.cat(items)
     return task.metric.value(measured), len(measured)
+
+
+def fingerprint(task: Task, split: str) -> str:
+    """Return a hash of a split: its length and up to 64 of its examples, evenly spaced."""
+    dataset = task.datasets[split]
+    digest = hashlib.sha256(f"{len(dataset)}".encode())
+    for index in range(0, len(dataset), max(1, len(dataset) // 64)):
+        batch = task.collate([dataset[index]])
+        for name in sorted(batch):
+            digest.update(name.encode())
+            digest.update(batch[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ from transformers import (
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.cost import CostModel, InputShapes
-from elastic.data import Task, calibration_of, load_task, measure
+from elastic.data import Task, calibration_of, fingerprint, load_task, measure
 from elastic.errors import CheckpointError
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
 from elastic.folder import check_output, new_folder
@@ -23,7 +23,7 @@ from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
 from elastic.pipeline.models import resolve_granularities
 from elastic.recipe import Recipe, parse_recipe
-from elastic.selection import Measured, Quality
+from elastic.selection import Measured, MeasuredCache, Quality
 from elastic.space import Subnet
 
 NUM_CALIBRATION = 512
@@ -79,8 +79,29 @@ class Universal:
         """The named subnets."""
         return resolve_granularities(self.recipe, self.elastic)
 
+    @functools.cached_property
+    def measured(self) -> MeasuredCache:
+        """What has been measured of these weights on this validation data."""
+        return MeasuredCache(
+            self.folder,
+            {
+                "weights": self.record.files,
+                "data": fingerprint(self.task, "validation"),
+                "metric": self.task.metric.name,
+            },
+        )
+
     def measure(self, subnet: Subnet, split: str = "validation") -> Quality:
-        """Measure a subnet on held-out data."""
+        """Measure a subnet on held-out data, or remember what was measured before on validation data."""
+        known = self.measured.get(subnet) if split == "validation" else None
+        if known is not None:
+            return known
+        quality = self._measure(subnet, split)
+        if split == "validation":
+            self.measured.put(subnet, quality)
+        return quality
+
+    def _measure(self, subnet: Subnet, split: str) -> Quality:
         with active(self.model, subnet):
             value, count = measure(self.model, self.task, split)
         metric = self.task.metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def fit_predictor(
     *,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Predictor:
-    """Measure single changes and sampled subnets, and fit a predictor.
+) -> Predictor | None:
+    """Measure single changes and sampled subnets, and fit a predictor; None where qualities are no numbers.
 
     Args:
         space: of which subnets.
@@ -96,8 +97,11 @@ def fit_predictor(
         if on_progress:
             on_progress(index + 1, len(wanted))
     base = measured[space.largest]
-    prior = {choice: measured[subnet] - base for choice, subnet in singles.items()}
-    return _fit(base, prior, [(s, measured[s]) for s in samples], len(wanted))
+    finite = {subnet: value for subnet, value in measured.items() if math.isfinite(value)}
+    if not math.isfinite(base) or not any(sample in finite for sample in samples):
+        return None
+    prior = {choice: finite[subnet] - base for choice, subnet in singles.items() if subnet in finite}
+    return _fit(base, prior, [(s, finite[s]) for s in samples if s in finite], len(wanted))
 
 
 def _fit(base: float, prior: dict[Choice, float], samples: Sequence[tuple[Subnet, float]], count: int) -> Predictor:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from transformers import PreTrainedModel
 
-from elastic.cost import Budget, Cost, CostModel, InputShapes, Limits
-from elastic.errors import CheckError
+from elastic.cost import Budget, CostModel, InputShapes, Limits
+from elastic.errors import BudgetError, CheckError
 from elastic.families import input_shapes
 from elastic.nested import get_elastic
+from elastic.selection.candidates import Candidate, candidates, neighbours, random_candidates
 from elastic.selection.measured import Measured, Quality
+from elastic.selection.optimal import predicted_best
+from elastic.selection.predictor import Predictor, fit_predictor
 from elastic.space import ResolvedSpace, Subnet
-
-MAX_MIXTURES = 5_000
-NUM_RANDOM = 500
 
 Evaluate = Callable[[Subnet], Quality | float]
 """Measures a subnet on held-out data; a plain number means that higher is better."""
@@ -27,13 +26,25 @@ Progress = Callable[[int, int], None]
 """Called with how many candidates are measured, and how many there are."""
 
 
+Method = Literal["predictor", "heuristic", "uniform", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
+MAX_REFINED = 24
+"""How many neighbours of the best are measured at most."""
+
+
 @dataclass(frozen=True)
 class SearchResult:
-    """The best subnet within the budget, and all that were measured, best first."""
+    """The best subnet within the budget, and all within it that were measured, best first."""
 
     best: Measured
     measured: Sequence[Measured]
     limits: Limits
+    num_evaluations: int
+    """How many different subnets were measured, those over the budget included."""
+    predictor: Predictor | None = None
+    """What the candidates were predicted with, and its error."""
+    predicted_bound: float | None = None
+    """No subnet within the budget is predicted to be better than this."""
 
 
 def search(
@@ -42,24 +53,31 @@ def search(
     evaluate: Evaluate,
     *,
     input_shapes: InputShapes | None = None,
-    uniform_only: bool = False,
+    method: Method = "predictor",
     num_candidates: int = 48,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> SearchResult:
     """Return the subnet of a universal model with the best measured quality within ``budget``.
 
-    Candidates are the uniform subnets and the per-layer ones of the minimum-slope heuristic and of
-    a random draw that come closest to the budget. Each is measured; between equals, the cheaper wins.
+    Every method measures its candidates; between equals, the cheaper wins.
+
+    - ``predictor``: single changes of the largest subnet and some random subnets are measured first, a predictor
+      is fitted to them, and its optimum within the budget, with those next to it, is found exactly. They are
+      measured together with the candidates of the heuristic, and then the neighbours of the best.
+    - ``heuristic``: uniform subnets and the per-layer ones of the minimum-slope rule (MatFormer, arXiv
+      2310.07707, section 3.3) and of a random draw that come closest to the budget.
+    - ``uniform``: uniform subnets alone, so that most stock configurations can say the result.
+    - ``random``: random subnets within the budget.
 
     Args:
         model: a universal model.
         budget: what the subnet may cost.
         evaluate: measures a subnet; it must not use test data.
         input_shapes: for which costs are computed; by default `default_input_shapes`.
-        uniform_only: leave per-layer subnets out, so that stock transformers loads the result.
-        num_candidates: how many subnets are measured at most.
-        seed: of the random draw.
+        method: how candidates are found.
+        num_candidates: how many of them are measured at most, besides what the predictor needs.
+        seed: of random draws.
         on_progress: called after each measurement.
 
     Raises:
@@ -70,12 +88,73 @@ def search(
     cost_model = CostModel.of(model, input_shapes or default_input_shapes(model))
     limits = budget.limits(cost_model.cost(space.largest))
     limits.check_reachable(cost_model.cost(space.smallest))
-    found = candidates(space, cost_model, limits, num_candidates, uniform_only=uniform_only, seed=seed)
-    measured = measure_all(found, evaluate, on_progress)
-    ranked = sorted(measured, key=rank)
+    measure = _Memory(evaluate)
+    predictor, optima = None, []
+    if method == "predictor":
+        predictor = fit_predictor(space, measure, seed=seed, on_progress=on_progress)
+        optima = [] if predictor is None else predicted_best(space, cost_model, limits, predictor, num_candidates // 4)
+    elif method not in METHODS:
+        raise BudgetError(f"the search method '{method}' is not one of {', '.join(METHODS)}.")
+    found = [Candidate(optimum.subnet, cost_model.cost(optimum.subnet), "mix") for optimum in optima]
+    if method == "random":
+        found = random_candidates(space, cost_model, limits, num_candidates, seed)
+    else:
+        others = candidates(
+            space, cost_model, limits, num_candidates - len(found), uniform_only=method == "uniform", seed=seed
+        )
+        chosen = {candidate.subnet for candidate in found}
+        found += [candidate for candidate in others if candidate.subnet not in chosen]
+    measured = {point.subnet: point for point in measure_all(found, measure, on_progress)}
+    if predictor is not None:
+        _refine(space, cost_model, limits, predictor, measure, measured)
+        for subnet, quality in measure.seen.items():
+            cost = cost_model.cost(subnet)
+            if subnet not in measured and limits.met_by(cost):
+                measured[subnet] = Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix")
+    ranked = sorted(measured.values(), key=rank)
+    if not ranked:
+        raise BudgetError(f"no subnet was found with {limits}; try another method or more candidates.")
     if not math.isfinite(ranked[0].quality.value):
         raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
-    return SearchResult(best=ranked[0], measured=ranked, limits=limits)
+    bound = optima[0].bound if optima else None
+    return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound)
+
+
+class _Memory:
+    """Measures each subnet once."""
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self.seen: dict[Subnet, Quality] = {}
+
+    def __call__(self, subnet: Subnet) -> Quality:
+        if subnet not in self.seen:
+            quality = self._evaluate(subnet)
+            if not isinstance(quality, Quality):
+                quality = Quality("quality", float(quality), higher_is_better=True, split="held out", num_examples=0)
+            self.seen[subnet] = quality
+        return self.seen[subnet]
+
+
+def _refine(
+    space: ResolvedSpace,
+    cost_model: CostModel,
+    limits: Limits,
+    predictor: Predictor,
+    measure: _Memory,
+    measured: dict[Subnet, Measured],
+) -> None:
+    """Climb from the best: measure those neighbours within the budget of which most is predicted, while it helps."""
+    left = MAX_REFINED
+    while left > 0 and measured:
+        best = min(measured.values(), key=rank)
+        within = [s for s in neighbours(space, best.subnet) if s not in measured and limits.met_by(cost_model.cost(s))]
+        tried = sorted(within, key=predictor, reverse=True)[: min(left, MAX_REFINED // 3)]
+        left -= len(tried)
+        for subnet in tried:
+            measured[subnet] = Measured(subnet, cost_model.cost(subnet), measure(subnet), "mix")
+        if not tried or min(measured.values(), key=rank) is best:
+            return
 
 
 def rank(point: Measured) -> tuple[float, int]:
@@ -86,92 +165,17 @@ def rank(point: Measured) -> tuple[float, int]:
     return (-value if point.quality.higher_is_better else value, point.cost.flops)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A subnet that a search may measure."""
-
-    subnet: Subnet
-    cost: Cost
-    kind: str
-    name: str = ""
-
-
-def candidates(
-    space: ResolvedSpace,
-    cost_model: CostModel,
-    limits: Limits,
-    num_candidates: int,
-    *,
-    uniform_only: bool = False,
-    seed: int = 0,
-) -> list[Candidate]:
-    """Return the subnets that use most of the budget; half of them uniform, as far as there are so many."""
-    uniform = _closest(space.uniform_subnets(), cost_model, limits, "uniform")
-    if uniform_only:
-        return uniform[:num_candidates]
-    seen = {candidate.subnet for candidate in uniform}
-    rng = random.Random(seed)
-    mixtures = _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng)
-    drawn = (space.sample(rng) for _ in range(NUM_RANDOM))
-    pool = dict.fromkeys(s for s in itertools.chain(mixtures, drawn) if s not in seen)
-    mixes = _closest(pool, cost_model, limits, "mix")
-    num_mixes = min(len(mixes), max(num_candidates // 2, num_candidates - len(uniform)))
-    return [*uniform[: num_candidates - num_mixes], *mixes[:num_mixes]]
-
-
-def _closest(subnets: Iterable[Subnet], cost_model: CostModel, limits: Limits, kind: str) -> list[Candidate]:
-    found = [Candidate(subnet, cost_model.cost(subnet), kind) for subnet in subnets]
-    within = [candidate for candidate in found if limits.met_by(candidate.cost)]
-    return sorted(within, key=lambda candidate: -limits.closeness(candidate.cost))
-
-
-def _thinned(subnets: Iterable[Subnet], limit: int, rng: random.Random) -> list[Subnet]:
-    """At most ``limit`` of a stream that may be long, each with the same chance."""
-    kept: list[Subnet] = []
-    for index, subnet in enumerate(itertools.islice(subnets, 20 * limit)):
-        if len(kept) < limit:
-            kept.append(subnet)
-        elif (place := rng.randrange(index + 1)) < limit:
-            kept[place] = subnet
-    return kept
-
-
-def measure_all(found: Sequence[Candidate], evaluate: Evaluate, on_progress: Progress | None = None) -> list[Measured]:
+def measure_all(
+    found: Sequence[Candidate], measure: Callable[[Subnet], Quality], on_progress: Progress | None = None
+) -> list[Measured]:
     """Measure every candidate."""
     measured = []
     for index, candidate in enumerate(found):
-        quality = evaluate(candidate.subnet)
-        if not isinstance(quality, Quality):
-            quality = Quality("quality", float(quality), higher_is_better=True, split="held out", num_examples=0)
+        quality = measure(candidate.subnet)
         measured.append(Measured(candidate.subnet, candidate.cost, quality, candidate.kind, candidate.name))
         if on_progress:
             on_progress(index + 1, len(found))
     return measured
-
-
-def landscape(
-    space: ResolvedSpace,
-    cost_model: CostModel,
-    granularities: Mapping[str, Subnet],
-    num_candidates: int,
-    *,
-    seed: int = 0,
-) -> list[Candidate]:
-    """Return the subnets that a Pareto plot shows: granularities, uniform ones, and mixes over the range of costs."""
-    found = {s: Candidate(s, cost_model.cost(s), "granularity", name) for name, s in granularities.items()}
-    rng = random.Random(seed)
-    uniform = [s for s in space.uniform_subnets() if s not in found]
-    num_uniform = min(len(uniform), num_candidates // 2)
-    for subnet in rng.sample(uniform, num_uniform):
-        found[subnet] = Candidate(subnet, cost_model.cost(subnet), "uniform")
-    mixtures = [s for s in _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng) if not s.is_uniform]
-    mixtures = [s for s in mixtures if s not in found]
-    by_cost = sorted((Candidate(s, cost_model.cost(s), "mix") for s in mixtures), key=lambda c: c.cost.flops)
-    num_mixes = min(len(by_cost), num_candidates - num_uniform)
-    for index in range(num_mixes):
-        candidate = by_cost[index * (len(by_cost) - 1) // max(num_mixes - 1, 1)]
-        found.setdefault(candidate.subnet, candidate)
-    return list(found.values())
 
 
 def default_input_shapes(model: PreTrainedModel) -> InputShapes:

@@ -12,7 +12,7 @@ from elastic.cost import Budget, CostModel, parse_quantity
 from elastic.errors import BudgetError, CheckError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
-from elastic.selection.search import landscape
+from elastic.selection.candidates import landscape, neighbours
 from elastic.space import Subnet
 
 
@@ -25,7 +25,7 @@ def test_best_within_the_budget(universal):
     resolved = get_elastic(universal).resolved
     largest = cost_model.cost(resolved.largest)
     result = search(universal, Budget(flops="70%"), size, num_candidates=20)
-    assert len(result.measured) <= 20
+    assert result.num_evaluations >= len(result.measured)
     assert result.best.quality.value == max(size(point.subnet) for point in result.measured)
     assert all(point.cost.flops <= 0.7 * largest.flops for point in result.measured)
     assert all(point.cost == cost_model.cost(point.subnet) for point in result.measured)
@@ -35,6 +35,56 @@ def test_best_within_the_budget(universal):
     drawn = [resolved.sample(rng) for _ in range(300)]
     best = max(size(s) for s in drawn if cost_model.cost(s).flops <= 0.7 * largest.flops)
     assert result.best.quality.value >= 0.95 * best
+
+
+@pytest.mark.parametrize("method", ["heuristic", "uniform", "random"])
+def test_other_methods_measure_no_more_than_asked(universal, method):
+    result = search(universal, Budget(flops="70%"), size, method=method, num_candidates=20)
+    assert len(result.measured) <= 20
+    assert result.num_evaluations == len(result.measured)
+    assert result.predictor is None
+
+
+def test_an_additive_quality_is_solved_exactly(universal):
+    """Where effects add up, the predictor knows them all, and no subnet is better than what search returns."""
+    resolved = get_elastic(universal).resolved
+    cost_model = CostModel.of(universal, default_input_shapes(universal))
+    weights = random.Random(5)
+    worth = {(axis, i): weights.uniform(0.1, 3) for axis in ("ffn", "heads") for i in range(3)}
+
+    def quality(subnet):
+        return sum(worth["ffn", i] * f / 64 + worth["heads", i] * h / 4
+                   for i, (f, h) in enumerate(zip(subnet.ffn, subnet.heads, strict=True)))  # fmt: skip
+
+    result = search(universal, Budget(flops="75%"), quality)
+    limit = 0.75 * cost_model.cost(resolved.largest).flops
+    drawn = [resolved.sample(random.Random(seed)) for seed in range(2000)]
+    best = max(quality(s) for s in drawn if cost_model.cost(s).flops <= limit)
+    assert result.best.quality.value >= best - 1e-6
+    assert result.predictor.rank_correlation > 0.99
+    assert result.predicted_bound >= result.best.quality.value - 0.01
+
+
+def test_interactions_are_found_by_climbing(universal):
+    """The predictor cannot see that equal widths are better together; measuring neighbours can."""
+    resolved = get_elastic(universal).resolved
+
+    def quality(subnet):
+        return size(subnet) - 5.0 * len({f for f in subnet.ffn if f})
+
+    result = search(universal, Budget(flops="80%"), quality)
+    climbed = [s for s in neighbours(resolved, result.best.subnet)]
+    assert climbed
+    assert all(s.num_layers == 3 for s in climbed)
+
+
+def test_neighbours_differ_by_one_step_or_a_swap(universal):
+    resolved = get_elastic(universal).resolved
+    subnet = resolved.uniform(ffn=resolved.ffn[1])
+    for other in neighbours(resolved, subnet):
+        changed = [i for i in range(3) if (other.ffn[i], other.heads[i]) != (subnet.ffn[i], subnet.heads[i])]
+        assert 1 <= len(changed) <= 2
+        assert other in resolved
 
 
 def test_search_is_repeatable(universal):
@@ -48,7 +98,7 @@ def test_equal_quality_takes_the_cheaper(universal):
 
 
 def test_uniform_only(universal):
-    result = search(universal, Budget(flops="90%"), size, uniform_only=True)
+    result = search(universal, Budget(flops="90%"), size, method="uniform")
     assert all(point.kind == "uniform" for point in result.measured)
 
 
@@ -68,7 +118,10 @@ def test_a_budget_that_nothing_meets_names_the_smallest(universal):
 
 def test_a_quality_that_is_no_number_never_wins(universal):
     values = iter([float("nan"), 1.0, 2.0, *[float("inf")] * 50])
-    assert search(universal, Budget(flops="90%"), lambda subnet: next(values)).best.quality.value == 2.0
+    assert (
+        search(universal, Budget(flops="90%"), lambda subnet: next(values), method="heuristic").best.quality.value
+        == 2.0
+    )
     with pytest.raises(CheckError, match="has a finite quality; the model has diverged"):
         search(universal, Budget(flops="90%"), lambda subnet: float("nan"))
 

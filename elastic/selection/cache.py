@@ -1,0 +1,64 @@
+"""What has been measured is remembered beside the model, so that a second search runs it no more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from elastic.selection.measured import Quality
+from elastic.space import Subnet
+
+CACHE_NAME = "measured.json"
+FORMAT_VERSION = 1
+
+
+class MeasuredCache:
+    """Qualities by subnet, for one set of weights and one set of data; kept in ``measured.json``.
+
+    A file that is damaged is not read, and a folder that cannot be written to only costs time.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Open the cache of a folder.
+
+        Args:
+            folder: of the universal model.
+            key: everything that a quality depends on besides the subnet: weights, data, metric.
+        """
+        self._path = folder / CACHE_NAME
+        self._key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        self._found = self._read()
+
+    def _read(self) -> dict[Subnet, Quality]:
+        found: dict[Subnet, Quality] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(self._path.read_text())
+            if data["format_version"] == FORMAT_VERSION:
+                for entry in data["measured"].get(self._key, []):
+                    found[Subnet.from_dict(entry["subnet"])] = Quality(**entry["quality"])
+        return found
+
+    def get(self, subnet: Subnet) -> Quality | None:
+        """Return the quality that was measured, or None."""
+        return self._found.get(subnet)
+
+    def put(self, subnet: Subnet, quality: Quality) -> None:
+        """Remember a quality, and write the file, whole or not at all; entries of other weights and data stay."""
+        self._found[subnet] = quality
+        others: dict[str, Any] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(self._path.read_text())
+            if data["format_version"] == FORMAT_VERSION:
+                others = dict(data["measured"])
+        others[self._key] = [{"subnet": s.to_dict(), "quality": q.to_dict()} for s, q in self._found.items()]
+        with suppress(OSError):
+            descriptor, name = tempfile.mkstemp(prefix=f".{CACHE_NAME}.", dir=self._path.parent)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"format_version": FORMAT_VERSION, "measured": others}, file)
+            Path(name).replace(self._path)

@@ -1,0 +1,129 @@
+"""Which subnets a search or a plot looks at: uniform ones, minimum-slope mixes, random ones, neighbours."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from elastic.cost import Cost, CostModel, Limits
+from elastic.space import ResolvedSpace, Subnet
+
+MAX_MIXTURES = 5_000
+NUM_RANDOM = 500
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet that a search may measure."""
+
+    subnet: Subnet
+    cost: Cost
+    kind: str
+    name: str = ""
+
+
+def candidates(
+    space: ResolvedSpace,
+    cost_model: CostModel,
+    limits: Limits,
+    num_candidates: int,
+    *,
+    uniform_only: bool = False,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Return the subnets that use most of the budget; half of them uniform, as far as there are so many."""
+    uniform = _closest(space.uniform_subnets(), cost_model, limits, "uniform")
+    if uniform_only:
+        return uniform[:num_candidates]
+    seen = {candidate.subnet for candidate in uniform}
+    rng = random.Random(seed)
+    mixtures = _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng)
+    drawn = (space.sample(rng) for _ in range(NUM_RANDOM))
+    pool = dict.fromkeys(s for s in itertools.chain(mixtures, drawn) if s not in seen)
+    mixes = _closest(pool, cost_model, limits, "mix")
+    num_mixes = min(len(mixes), max(num_candidates // 2, num_candidates - len(uniform)))
+    return [*uniform[: num_candidates - num_mixes], *mixes[:num_mixes]]
+
+
+def _closest(subnets: Iterable[Subnet], cost_model: CostModel, limits: Limits, kind: str) -> list[Candidate]:
+    found = [Candidate(subnet, cost_model.cost(subnet), kind) for subnet in subnets]
+    within = [candidate for candidate in found if limits.met_by(candidate.cost)]
+    return sorted(within, key=lambda candidate: -limits.closeness(candidate.cost))
+
+
+def _thinned(subnets: Iterable[Subnet], limit: int, rng: random.Random) -> list[Subnet]:
+    """At most ``limit`` of a stream that may be long, each with the same chance."""
+    kept: list[Subnet] = []
+    for index, subnet in enumerate(itertools.islice(subnets, 20 * limit)):
+        if len(kept) < limit:
+            kept.append(subnet)
+        elif (place := rng.randrange(index + 1)) < limit:
+            kept[place] = subnet
+    return kept
+
+
+def random_candidates(
+    space: ResolvedSpace, cost_model: CostModel, limits: Limits, num_candidates: int, seed: int
+) -> list[Candidate]:
+    """Return random subnets within the budget."""
+    rng = random.Random(seed)
+    found: dict[Subnet, Candidate] = {}
+    for _ in range(100 * num_candidates):
+        subnet = space.sample(rng)
+        cost = cost_model.cost(subnet)
+        if limits.met_by(cost):
+            found[subnet] = Candidate(subnet, cost, "uniform" if subnet.is_uniform else "mix")
+        if len(found) == num_candidates:
+            break
+    return list(found.values())
+
+
+def neighbours(space: ResolvedSpace, subnet: Subnet) -> list[Subnet]:
+    """Return the subnets that differ by one step of one axis in one layer, or by a step up here and one down there."""
+    steps: dict[int, list[Subnet]] = {1: [], -1: []}
+    for axis, choices in (("ffn", space.ffn), ("heads", space.heads)):
+        for layer, value in enumerate(getattr(subnet, axis)):
+            for direction, found in steps.items():
+                place = choices.index(value) + direction if value in choices else -1
+                if 0 <= place < len(choices):
+                    values = list(getattr(subnet, axis))
+                    values[layer] = choices[place]
+                    found.append(Subnet(**{"ffn": subnet.ffn, "heads": subnet.heads, axis: tuple(values)}))
+    swaps = (
+        Subnet(
+            tuple(u + d - s for u, d, s in zip(up.ffn, down.ffn, subnet.ffn, strict=True)),
+            tuple(u + d - s for u, d, s in zip(up.heads, down.heads, subnet.heads, strict=True)),
+        )
+        for up in steps[1]
+        for down in steps[-1]
+        if all(u == s or d == s for u, d, s in zip(up.ffn + up.heads, down.ffn + down.heads,
+                                                   subnet.ffn + subnet.heads, strict=True))
+    )  # fmt: skip
+    return list(dict.fromkeys([*steps[1], *steps[-1], *swaps]))
+
+
+def landscape(
+    space: ResolvedSpace,
+    cost_model: CostModel,
+    granularities: Mapping[str, Subnet],
+    num_candidates: int,
+    *,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Return the subnets that a Pareto plot shows: granularities, uniform ones, and mixes over the range of costs."""
+    found = {s: Candidate(s, cost_model.cost(s), "granularity", name) for name, s in granularities.items()}
+    rng = random.Random(seed)
+    uniform = [s for s in space.uniform_subnets() if s not in found]
+    num_uniform = min(len(uniform), num_candidates // 2)
+    for subnet in rng.sample(uniform, num_uniform):
+        found[subnet] = Candidate(subnet, cost_model.cost(subnet), "uniform")
+    mixtures = [s for s in _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng) if not s.is_uniform]
+    mixtures = [s for s in mixtures if s not in found]
+    by_cost = sorted((Candidate(s, cost_model.cost(s), "mix") for s in mixtures), key=lambda c: c.cost.flops)
+    num_mixes = min(len(by_cost), num_candidates - num_uniform)
+    for index in range(num_mixes):
+        candidate = by_cost[index * (len(by_cost) - 1) // max(num_mixes - 1, 1)]
+        found.setdefault(candidate.subnet, candidate)
+    return list(found.values())
