@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +16,24 @@ from scipy.sparse import csr_array
 from elastic.errors import BudgetError
 
 RELATIVE_GAP = 1e-4
+
+
+_OUTPUT_LOCK = threading.Lock()
+
+
+@contextmanager
+def _quiet_standard_output() -> Iterator[None]:
+    """Discard what HiGHS prints: some versions leave a line of debugging output there, in the middle of our JSON."""
+    with _OUTPUT_LOCK:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        try:
+            with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (a device, not a path of ours)
+                os.dup2(nowhere.fileno(), 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @dataclass(frozen=True)
@@ -70,13 +92,14 @@ def solve(
                         shape=(1, len(scores)))  # fmt: skip
         constraints.append(LinearConstraint(cut, -np.inf, len(groups) - 1))
     scale_of_scores = max(float(np.abs(scores).max()), 1e-12)
-    result = milp(
-        -scores / scale_of_scores,
-        integrality=np.ones(len(scores)),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": RELATIVE_GAP, "time_limit": time_limit},
-    )
+    with _quiet_standard_output():
+        result = milp(
+            -scores / scale_of_scores,
+            integrality=np.ones(len(scores)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": time_limit},
+        )
     if result.x is None:
         raise BudgetError("no subnet meets all of the budgets together.")
     chosen = tuple(int(np.argmax(part)) for part in np.split(result.x, starts[1:]))

@@ -73,6 +73,32 @@ def test_search_meets_every_budget(universal_dir):
     assert "Best of" in elastic("search", universal_dir, "--macs", "50%", "--uniform").out
 
 
+def test_a_second_search_asks_no_model(universal_copy, monkeypatch):
+    first = elastic("search", universal_copy, "--flops", "60%", "--json").json
+    assert first["predictor"]["error"] >= 0
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the model was asked again")
+
+    monkeypatch.setattr("elastic.pipeline.universal.measure", refuse)
+    second = elastic("search", universal_copy, "--flops", "60%", "--json")
+    assert second.json == first
+    assert elastic("eval", universal_copy, "--subnet", json.dumps(first["best"]["subnet"]), "--json").code == 0
+
+
+def test_search_methods(universal_dir):
+    for method in ("heuristic", "random", "uniform"):
+        assert (
+            elastic("search", universal_dir, "--flops", "60%", "--method", method, "--json").json["predictor"] is None
+        )
+    wrong = elastic("search", universal_dir, "--flops", "60%", "--method", "evolution")
+    assert wrong.code == 2
+    assert "known: " in wrong.err or "did you mean" in wrong.err
+    contradiction = elastic("search", universal_dir, "--flops", "60%", "--uniform", "--method", "random")
+    assert contradiction.code == 2
+    assert "give one of them" in contradiction.err
+
+
 @pytest.mark.parametrize("extra", [["--uniform"], []])
 def test_extract_export_verify_bench(universal_dir, tmp_path, extra):
     small, bundle = tmp_path / "small", tmp_path / "bundle"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -66,3 +67,16 @@ def test_the_next_best_comes_out_when_the_best_is_excluded():
     assert totals == sorted(totals, reverse=True)
     with pytest.raises(BudgetError, match="no subnet meets all"):
         solve(groups, (100,), excluded=found)
+
+
+def test_nothing_is_printed(capfd):
+    """HiGHS leaves debugging output on standard output, where a command's JSON goes."""
+    rng = random.Random(0)
+    groups = [
+        [Option(-rng.random() * (8 - f) ** 2, (f * 1e9 + h * 7e8, f * 3e6 + h * 1e6, f + rng.random()))
+         for f in range(9) for h in range(5)]
+        for _ in range(24)
+    ]  # fmt: skip
+    solve(groups, (24 * 5e9, 24 * 12e6, 24 * 4))
+    print("ours")
+    assert capfd.readouterr().out == "ours\n"
