@@ -26,7 +26,7 @@ from elastic.nested import (
     set_head_sizes,
     take_units,
 )
-from elastic.space import ModelDims, Subnet, check_subnet
+from elastic.space import AXES, ModelDims, ResolvedSpace, Subnet, check_subnet
 
 TOLERANCE = 1e-5
 """Largest difference of float32 outputs that verification accepts: sums of the same numbers, in another order."""
@@ -126,6 +126,15 @@ def is_portable(family: Family, config: PreTrainedConfig, subnet: Subnet) -> boo
         return True
     hidden_size = family.body_config(config).hidden_size
     return family.config_has_head_dim and not (family.heads_divide_hidden and hidden_size % heads)
+
+
+def choices_stock_refuses(family: Family, config: PreTrainedConfig, space: ResolvedSpace) -> dict[str, list[int]]:
+    """Return the choices whose uniform subnets no stock configuration can say, by axis; they need `elastic.load`."""
+    refused = {
+        axis: [c for c in getattr(space, axis) if not is_portable(family, config, space.uniform(**{axis: c}))]
+        for axis in AXES
+    }
+    return {axis: choices for axis, choices in refused.items() if choices}
 
 
 def smaller_class(

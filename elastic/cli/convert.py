@@ -29,6 +29,9 @@ def convert(
         Path | None,
         typer.Option(help="Recipe: its data calibrates, its metric fills the table; its space, where none is given."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Calibrate on this text or parquet file, or Hub dataset.")
     ] = None,
@@ -65,7 +68,7 @@ def convert(
 
     check_output(output)
     correction = read_method("--correct", correct, CORRECTIONS)
-    settings = None if recipe is None else load_recipe(recipe)
+    settings = None if recipe is None else load_recipe(recipe, overrides or [])
     plan = plan_conversion(
         model,
         read_space_option(space) if space else SearchSpace.from_dict(settings.space if settings else {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from elastic.checkpoint import CheckpointRecord, copy_companions, described_drop
 from elastic.cost import Cost, CostModel, InputShapes
 from elastic.data import Calibration, Task, calibration_from_text, calibration_of, load_task, measure
 from elastic.errors import CheckError, CheckpointError, RecipeError
-from elastic.extraction import extract, largest_difference, sample_inputs
+from elastic.extraction import choices_stock_refuses, extract, largest_difference, sample_inputs
+from elastic.families import get_family
 from elastic.folder import check_output, new_folder
 from elastic.nested import active, get_elastic, make_elastic, meta_model, set_drop_order
 from elastic.ordering import (
@@ -59,15 +60,36 @@ class ConversionPlan:
         """Return what people should know before it starts, line by line."""
         axes = {axis: getattr(self.resolved, axis) for axis in self.space.to_dict()}
         shape = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in self.input_shapes.items())
-        return [
+        rows = [
             {"what": "model", "value": f"{self.model_class.__name__}, {self.config.model_type}"},
             *({"what": axis, "value": ", ".join(map(str, choices))} for axis, choices in axes.items()),
             {"what": "subnets", "value": f"{self.resolved.num_subnets:,}"},
             {"what": "parameters", "value": f"{self.smallest.params:,} to {self.largest.params:,}"},
             {"what": "FLOPs", "value": f"{self.smallest.flops:,} to {self.largest.flops:,} ({shape})"},
-            {"what": "ordering", "value": self.ordering or "none"},
-            {"what": "layers", "value": f"leave by {self.depth}" if self.depth else "evenly spaced ones stay"},
+            {"what": "stock loading", "value": self._stock_loading()},
         ]
+        if is_elastic(self.resolved, UNIT_AXES):
+            rows.append({"what": "ordering", "value": self.ordering or "none"})
+        if is_elastic(self.resolved, DEPTH_AXES):
+            by = f"leave by {self.depth}" if self.depth else "evenly spaced ones stay"
+            rows.append({"what": "layer order", "value": by})
+        return rows
+
+    def _stock_loading(self) -> str:
+        refused = choices_stock_refuses(get_family(self.config), self.config, self.resolved)
+        if not refused:
+            return "every uniform subnet"
+        listed = "; ".join(f"{axis} {', '.join(map(str, choices))}" for axis, choices in refused.items())
+        return f"every uniform subnet but {listed} (elastic.load reads those)"
+
+
+UNIT_AXES = ("ffn", "heads")
+DEPTH_AXES = ("layers", "attention", "mlp")
+
+
+def is_elastic(space: ResolvedSpace, axes: Sequence[str]) -> bool:
+    """Whether the space leaves a choice along one of these axes."""
+    return any(len(getattr(space, axis)) > 1 for axis in axes)
 
 
 def plan_conversion(
@@ -110,6 +132,8 @@ def read_config(model: str) -> PreTrainedConfig:
         CheckpointError: if it cannot be found or read, or is of a quantized model.
         FamilyError: if the architecture is not supported.
     """
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise CheckpointError(f"there is no folder {model}; name a folder with a checkpoint, or a model on the Hub.")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
@@ -244,7 +268,7 @@ def _drop_order(
     task: Task | None,
     report: Callable[[str], None],
 ) -> DropOrder | None:
-    if plan.depth is None or not any(len(getattr(plan.resolved, axis)) > 1 for axis in ("layers", "attention", "mlp")):
+    if plan.depth is None or not is_elastic(plan.resolved, DEPTH_AXES):
         return None
     assert data is not None
     report(f"Ordering layers by {plan.depth}")
