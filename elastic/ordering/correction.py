@@ -18,8 +18,10 @@ from elastic.space import Subnet
 
 Correction = Literal["least_squares", "mean"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
-RELATIVE_RIDGE = 1e-2
-"""Pull towards the weights as they were, as a share of the mean square of the activations."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Pulls towards the weights as they were, as shares of the mean square of the activations."""
+HELD_OUT_EVERY = 4
+"""Of so many calibration batches, one decides how strong the pull is."""
 
 
 @dataclass(frozen=True)
@@ -101,29 +103,60 @@ def _correct(
         raise ElasticError(
             f"models of type '{family.model_type}' have no biases that could hold a mean update; use least_squares."
         )
-    gram, cross, count = None, None, 0
-    for batch in batches:
+    fitted, held_out = _Moments(), _Moments()
+    for index, batch in enumerate(batches):
         wanted = _observe(universal, target, batch)
         here = _observe(small, sublayer, batch)
-        rest = wanted.after - here.after  # what the projection should add to what it adds now
         values = here.inputs if not has_bias else torch.cat([here.inputs, torch.ones_like(here.inputs[:, :1])], 1)
         if method == "mean":
             values = values[:, -1:]
-        gram = (values.T @ values).double() + (0 if gram is None else gram)
-        cross = (values.T @ rest).double() + (0 if cross is None else cross)
-        count += len(values)
-    if gram is None or cross is None:
+        # What the projection should add to what it adds now.
+        (held_out if index % HELD_OUT_EVERY == 1 else fitted).add(values, wanted.after - here.after)
+    if not fitted.count:
         raise ElasticError("there is no calibration data with usable rows; name some with --calibration.")
-    ridge = torch.full((len(gram),), RELATIVE_RIDGE * float(gram.diagonal().mean()), dtype=gram.dtype)
-    if has_bias:
-        ridge[-1] = 0
-    change = torch.linalg.solve(gram + torch.diag(ridge), cross)
+    change = _regression(fitted, held_out, has_bias)
     weight: Any = projection.weight
     if has_bias:
         projection.bias.add_(change[-1].to(weight))  # type: ignore[operator,union-attr]
         change = change[:-1]
     if method == "least_squares":
         weight.add_((change if output_dim(projection) else change.T).to(weight))
+
+
+class _Moments:
+    """What least squares needs of the data: it does not grow with it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gram = torch.zeros(())
+        self.cross = torch.zeros(())
+
+    def add(self, values: torch.Tensor, wanted: torch.Tensor) -> None:
+        self.gram = self.gram + (values.T @ values).double()
+        self.cross = self.cross + (values.T @ wanted).double()
+        self.count += len(values)
+
+    def solve(self, ridge: float, has_bias: bool) -> torch.Tensor:
+        """Return the change ``(columns, out)`` with the least squared error, small changes preferred."""
+        pull = torch.full((len(self.gram),), ridge * float(self.gram.diagonal().mean()), dtype=self.gram.dtype)
+        if has_bias:
+            pull[-1] = 1e-9 * float(self.gram[-1, -1])
+        return torch.linalg.solve(self.gram + torch.diag(pull), self.cross)
+
+    def gain(self, change: torch.Tensor) -> float:
+        """Return by how much a change lowers the squared error on this data."""
+        return float(2 * (change * self.cross).sum() - (change * (self.gram @ change)).sum())
+
+
+def _regression(fitted: _Moments, held_out: _Moments, has_bias: bool) -> torch.Tensor:
+    """Choose the ridge by data that was held out, then fit to all; nothing changes where nothing helps there."""
+    if not held_out.count:
+        return fitted.solve(RIDGES[len(RIDGES) // 2], has_bias)
+    gains = {ridge: held_out.gain(fitted.solve(ridge, has_bias)) for ridge in RIDGES}
+    best = max(gains, key=gains.__getitem__)
+    both = _Moments()
+    both.gram, both.cross = fitted.gram + held_out.gram, fitted.cross + held_out.cross
+    return both.solve(best, has_bias) if gains[best] > 0 else torch.zeros_like(both.cross)
 
 
 @dataclass(frozen=True)
