@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from elastic.nested import (
     active,
     complete_first_layer,
     config_of_layers,
+    evaluating,
     get_elastic,
     set_head_sizes,
     take_units,
@@ -255,7 +255,7 @@ def verify_extraction(
     Raises:
         CheckError: if it is above `TOLERANCE`, or not a number.
     """
-    with torch.no_grad(), _evaluating(model), _evaluating(small):
+    with torch.no_grad(), evaluating(model), evaluating(small):
         with active(model, subnet):
             expected = _tensors(model(**inputs))
         actual = _tensors(small(**inputs))
@@ -276,16 +276,6 @@ def _tensors(outputs: ModelOutput) -> list[torch.Tensor]:
 def largest_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     """Return the largest absolute difference of two tensors; NaN where either has one."""
     return float((expected.float() - actual.float()).abs().max())
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def sample_inputs(config: PreTrainedConfig, *, batch: int, tokens: int = 16, seed: int = 0) -> dict[str, torch.Tensor]:

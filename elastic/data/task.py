@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from elastic.errors import RecipeError
+from elastic.nested import evaluating
 
 Dataset = Any
 """Anything with a length and items that are dicts of tensors."""
@@ -107,15 +108,12 @@ def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]
     """
     if split not in task.splits:
         raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.splits)}.")
-    was_training = model.training
-    model.eval()
     items = []
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size, collate_fn=task.collate):
             labels = batch.pop("labels")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             items.append(task.metric.items(task.outputs(model(**inputs), inputs).cpu(), labels))
-    model.train(was_training)
     measured = torch.cat(items)
     return task.metric.value(measured), len(measured)
 

@@ -1,6 +1,6 @@
 """Nested layers and the active subnet: how one set of weights runs as many models."""
 
-from elastic.nested.active import Elastic, active, get_elastic
+from elastic.nested.active import Elastic, active, evaluating, get_elastic
 from elastic.nested.head_sizes import set_head_sizes
 from elastic.nested.layers import RowNested, SkippedModule, take_units
 from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model, set_drop_order
@@ -12,6 +12,7 @@ __all__ = [
     "active",
     "complete_first_layer",
     "config_of_layers",
+    "evaluating",
     "get_elastic",
     "make_elastic",
     "meta_model",

@@ -91,3 +91,14 @@ def active(model: nn.Module, subnet: Subnet) -> Iterator[None]:
     check_subnet(subnet, elastic.dims)
     with elastic.active.use(subnet):
         yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the ``with`` block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

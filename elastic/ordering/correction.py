@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
 from elastic.families import Family, output_dim
-from elastic.nested import SkippedModule, active, get_elastic
-from elastic.ordering.sites import Batches, StopForward, evaluating, layers_of, run, tokens
+from elastic.nested import SkippedModule, active, evaluating, get_elastic
+from elastic.ordering.sites import Batches, layers_of, run, tokens
 from elastic.space import Subnet
 
 Correction = Literal["least_squares", "mean"]
@@ -159,6 +159,10 @@ def _regression(fitted: _Moments, held_out: _Moments, has_bias: bool) -> torch.T
     return both.solve(best, has_bias) if gains[best] > 0 else torch.zeros_like(both.cross)
 
 
+class _StopForward(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
 @dataclass(frozen=True)
 class _Observed:
     inputs: torch.Tensor
@@ -175,14 +179,14 @@ def _observe(model: PreTrainedModel, sublayer: _Sublayer, batch: Mapping[str, to
 
     def note_output(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         seen["inputs"], seen["output"] = args[0], output
-        raise StopForward
+        raise _StopForward
 
     handles = [sublayer.output.register_forward_hook(note_output)]
     if sublayer.residual is not None:
         handles.append(sublayer.residual.register_forward_pre_hook(note_residual, with_kwargs=True))
     try:
         run(model, batch)
-    except StopForward:
+    except _StopForward:
         pass
     finally:
         for handle in handles:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
-from elastic.nested import active, get_elastic
-from elastic.ordering.sites import Batches, evaluating, layers_of, run, tokens
+from elastic.nested import active, evaluating, get_elastic
+from elastic.ordering.sites import Batches, layers_of, run, tokens
 from elastic.space import DropOrder, ModelDims, Subnet
 
 DepthMethod = Literal["cosine", "angular", "output"]

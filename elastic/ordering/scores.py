@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError
 from elastic.families import Block, output_dim
+from elastic.nested import evaluating
 from elastic.ordering.permutation import positions
-from elastic.ordering.sites import Axis, Batches, Site, evaluating, find_sites, hooked, run, tokens
+from elastic.ordering.sites import Axis, Batches, Site, find_sites, hooked, run, tokens
 
 Method = Literal["magnitude", "activation", "first_order", "pivoted_qr", "reconstruction"]
 METHODS: tuple[Method, ...] = get_args(Method)

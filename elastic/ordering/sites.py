@@ -64,21 +64,13 @@ def layers_of(model: PreTrainedModel) -> tuple[Family, nn.ModuleList]:
     return family, family.find_layers(model)[1]
 
 
-class StopForward(Exception):
-    """Ends a forward pass whose rest is not needed."""
-
-
 @contextmanager
-def hooked(
-    modules: Iterable[nn.Module], hook: Callable[[int, tuple[Any, ...]], None], *, then_stop: bool = False
-) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], hook: Callable[[int, tuple[Any, ...]], None]) -> Iterator[None]:
     """Call ``hook(index, inputs)`` before each of ``modules`` runs, inside the ``with`` block."""
 
     def pre_hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def call(module: nn.Module, args: tuple[Any, ...]) -> None:
             hook(index, args)
-            if then_stop:
-                raise StopForward
 
         return call
 
@@ -115,14 +107,3 @@ def check_finite(model: PreTrainedModel) -> None:
         bad = int((~torch.isfinite(parameter)).sum())
         if bad:
             raise ElasticError(f"the tensor '{name}' has {bad} values that are NaN or infinite; the model is damaged.")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the ``with`` block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
