@@ -34,7 +34,7 @@ def test_every_recipe_fits_its_data_and_model(path, tmp_path):
     assert recipe.name == path.stem
     assert "arXiv" in recipe.source
     model = build_model(recipe, load_task(recipe))
-    granularities = resolve_granularities(recipe, get_elastic(model))
+    granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     assert list(granularities) == ["S", "M", "L", "XL"]
     assert granularities["XL"] == get_elastic(model).resolved.largest
     assert training_arguments(recipe, tmp_path).max_steps > 0

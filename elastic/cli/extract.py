@@ -68,6 +68,7 @@ def extract(
                 universal.measure,
                 input_shapes=universal.input_shapes,
                 method=read_search_method(method, uniform),
+                accept=lambda subnet: is_stock(universal, subnet),
                 num_candidates=candidates,
                 on_progress=on_progress,
             ).best

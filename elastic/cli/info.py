@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from elastic.cli.options import Folder, InputShape, Json, read_input_shape
-from elastic.cli.output import print_json, print_table, reported
+from elastic.cli.output import note, print_json, print_table, reported
 
 
 @reported
@@ -18,12 +18,14 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
         _extracted(record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True), as_json)
         return
     from elastic.cost import format_quantity
+    from elastic.extraction import choices_stock_refuses
     from elastic.pipeline import Universal
 
     universal = Universal.open(folder, read_input_shape(input_shape, record.input_shapes))
     space = universal.elastic.resolved
     subnets = {"smallest": space.smallest, **universal.granularities, "largest": space.largest}
     costs = {name: universal.cost_model.cost(subnet) for name, subnet in subnets.items()}
+    refused = choices_stock_refuses(universal.elastic.family, universal.model.config, space)
     if as_json:
         print_json(
             {
@@ -32,6 +34,9 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
                 "axes": {axis: list(getattr(space, axis)) for axis in record.space},
                 "num_subnets": space.num_subnets,
                 "subnets": {n: {"subnet": s.to_dict(), "cost": costs[n].to_dict()} for n, s in subnets.items()},
+                "stock_refuses": refused,
+                "ordering": record.ordering,
+                "drop_order": record.drop_order,
                 "training": record.training,
             }
         )
@@ -51,6 +56,13 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
         ],
         title=f"Universal {record.family} model: {space.num_subnets:,} subnets ({axes}), costs for {shapes}",
     )
+    if record.ordering:
+        calibration = record.ordering.get("calibration") or {}
+        over = f" over {calibration['examples']} examples" if calibration else ""
+        note(f"Converted from {record.ordering['source']}; units ordered by {record.ordering['units']}{over}.")
+    for axis, choices in refused.items():
+        listed = ", ".join(map(str, choices))
+        note(f"Stock configurations cannot say {axis} {listed}: elastic.load reads those, --uniform leaves them out.")
 
 
 def _extracted(record: dict[str, Any], as_json: bool) -> None:

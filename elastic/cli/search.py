@@ -37,7 +37,7 @@ def search(
     """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
     budget = read_budget(flops, macs, params, memory)
     from elastic.checkpoint import read_record
-    from elastic.pipeline import Universal
+    from elastic.pipeline import Universal, is_stock
     from elastic.selection import search as run
 
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
@@ -48,6 +48,7 @@ def search(
             universal.measure,
             input_shapes=universal.input_shapes,
             method=read_search_method(method, uniform),
+            accept=lambda subnet: is_stock(universal, subnet),
             num_candidates=candidates,
             on_progress=on_progress,
         )

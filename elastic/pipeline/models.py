@@ -164,8 +164,8 @@ def _head_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(f"{name}." for name, _ in model.named_children() if name != body)
 
 
-def resolve_granularities(recipe: Recipe, info: Elastic) -> dict[str, Subnet]:
-    """Return the named subnets of a recipe; where it names none, the smallest and the largest."""
-    if not recipe.granularities:
+def resolve_granularities(granularities: Mapping[str, Mapping[str, int | float]], info: Elastic) -> dict[str, Subnet]:
+    """Return the named subnets of a recipe or a record; where it names none, the smallest and the largest."""
+    if not granularities:
         return {"smallest": info.resolved.smallest, "largest": info.resolved.largest}
-    return {name: info.resolved.granularity(choices) for name, choices in recipe.granularities.items()}
+    return {name: info.resolved.granularity(choices) for name, choices in granularities.items()}

@@ -77,7 +77,7 @@ def train(
     task = load_task(recipe)
     model = build_model(recipe, task)
     teacher = frozen_teacher(recipe, model)
-    granularities = resolve_granularities(recipe, get_elastic(model))
+    granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     sampler = _sampler(recipe, get_elastic(model), list(granularities.values()))
     objective = make_objective(recipe, has_teacher=teacher is not None)
     # Only now is anything written, by one process: a recipe that does not fit leaves no trace.

@@ -66,7 +66,9 @@ class Universal:
     def recipe(self) -> Recipe:
         """The recipe that the model was trained with."""
         if self.record.recipe is None:
-            raise CheckpointError(f"{self.folder} does not say what it was trained on, so quality cannot be measured.")
+            raise CheckpointError(
+                f"{self.folder} names no data, so quality cannot be measured; convert the model with --recipe."
+            )
         return parse_recipe(self.record.recipe, str(self.folder / "elastic.json"))
 
     @functools.cached_property
@@ -77,7 +79,7 @@ class Universal:
     @functools.cached_property
     def granularities(self) -> dict[str, Subnet]:
         """The named subnets."""
-        return resolve_granularities(self.recipe, self.elastic)
+        return resolve_granularities(self.record.granularities, self.elastic)
 
     @functools.cached_property
     def measured(self) -> MeasuredCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from elastic.cost import Cost, CostModel, Limits
@@ -30,13 +30,10 @@ def candidates(
     limits: Limits,
     num_candidates: int,
     *,
-    uniform_only: bool = False,
     seed: int = 0,
 ) -> list[Candidate]:
     """Return the subnets that use most of the budget; half of them uniform, as far as there are so many."""
     uniform = _closest(space.uniform_subnets(), cost_model, limits, "uniform")
-    if uniform_only:
-        return uniform[:num_candidates]
     seen = {candidate.subnet for candidate in uniform}
     rng = random.Random(seed)
     mixtures = _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng)
@@ -45,6 +42,14 @@ def candidates(
     mixes = _closest(pool, cost_model, limits, "mix")
     num_mixes = min(len(mixes), max(num_candidates // 2, num_candidates - len(uniform)))
     return [*uniform[: num_candidates - num_mixes], *mixes[:num_mixes]]
+
+
+def uniform_candidates(
+    space: ResolvedSpace, cost_model: CostModel, limits: Limits, num_candidates: int, accept: Callable[[Subnet], bool]
+) -> list[Candidate]:
+    """Return the uniform subnets that use most of the budget, of those that are acceptable."""
+    accepted = [subnet for subnet in space.uniform_subnets() if accept(subnet)]
+    return _closest(accepted, cost_model, limits, "uniform")[:num_candidates]
 
 
 def _closest(subnets: Iterable[Subnet], cost_model: CostModel, limits: Limits, kind: str) -> list[Candidate]:

@@ -13,7 +13,7 @@ from elastic.cost import Budget, CostModel, InputShapes, Limits
 from elastic.errors import BudgetError, CheckError
 from elastic.families import input_shapes
 from elastic.nested import get_elastic
-from elastic.selection.candidates import Candidate, candidates, neighbours, random_candidates
+from elastic.selection.candidates import Candidate, candidates, neighbours, random_candidates, uniform_candidates
 from elastic.selection.measured import Measured, Quality
 from elastic.selection.optimal import predicted_best
 from elastic.selection.predictor import Predictor, fit_predictor
@@ -54,6 +54,7 @@ def search(
     *,
     input_shapes: InputShapes | None = None,
     method: Method = "predictor",
+    accept: Callable[[Subnet], bool] = lambda subnet: True,
     num_candidates: int = 48,
     seed: int = 0,
     on_progress: Progress | None = None,
@@ -67,7 +68,7 @@ def search(
       measured together with the candidates of the heuristic, and then the neighbours of the best.
     - ``heuristic``: uniform subnets and the per-layer ones of the minimum-slope rule (MatFormer, arXiv
       2310.07707, section 3.3) and of a random draw that come closest to the budget.
-    - ``uniform``: uniform subnets alone, so that most stock configurations can say the result.
+    - ``uniform``: uniform subnets alone, of those that ``accept`` takes.
     - ``random``: random subnets within the budget.
 
     Args:
@@ -76,6 +77,7 @@ def search(
         evaluate: measures a subnet; it must not use test data.
         input_shapes: for which costs are computed; by default `default_input_shapes`.
         method: how candidates are found.
+        accept: for ``uniform``: which subnets are wanted, such as those that stock transformers loads.
         num_candidates: how many of them are measured at most, besides what the predictor needs.
         seed: of random draws.
         on_progress: called after each measurement.
@@ -98,10 +100,10 @@ def search(
     found = [Candidate(optimum.subnet, cost_model.cost(optimum.subnet), "mix") for optimum in optima]
     if method == "random":
         found = random_candidates(space, cost_model, limits, num_candidates, seed)
+    elif method == "uniform":
+        found = uniform_candidates(space, cost_model, limits, num_candidates, accept)
     else:
-        others = candidates(
-            space, cost_model, limits, num_candidates - len(found), uniform_only=method == "uniform", seed=seed
-        )
+        others = candidates(space, cost_model, limits, num_candidates - len(found), seed=seed)
         chosen = {candidate.subnet for candidate in found}
         found += [candidate for candidate in others if candidate.subnet not in chosen]
     measured = {point.subnet: point for point in measure_all(found, measure, on_progress)}

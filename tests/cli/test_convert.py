@@ -192,6 +192,11 @@ def test_without_data_by_magnitude(tmp_path):
     assert result.code == 0, result.err
     assert result.json["one_shot"] == []
     assert result.json["plan"]["ordering"] == "magnitude"
+    described = elastic("info", tmp_path / "universal")
+    assert described.code == 0, described.err
+    assert "units ordered by magnitude" in described.err
+    unmeasured = elastic("search", tmp_path / "universal", "--flops", "90%")
+    refused(unmeasured, "names no data", "--recipe")
     stock, universal = tiny_vit(), library.load(tmp_path / "universal")
     inputs = sample_inputs(stock.config, batch=2)
     with torch.no_grad():

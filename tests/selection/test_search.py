@@ -102,6 +102,15 @@ def test_uniform_only(universal):
     assert all(point.kind == "uniform" for point in result.measured)
 
 
+def test_uniform_takes_only_what_is_accepted(universal):
+    resolved = get_elastic(universal).resolved
+    result = search(universal, Budget(flops="90%"), size, method="uniform", accept=lambda s: max(s.heads) == 4)
+    assert {max(point.subnet.heads) for point in result.measured} == {4}
+    with pytest.raises(BudgetError, match="no subnet was found with flops <="):
+        search(universal, Budget(flops="90%"), size, method="uniform", accept=lambda s: False)
+    assert resolved.dims.heads == 4
+
+
 def test_several_budgets_hold_together(universal):
     result = search(universal, Budget(flops="90%", params="60%", memory="95%"), size)
     largest = CostModel.of(universal, default_input_shapes(universal)).cost(get_elastic(universal).resolved.largest)
