@@ -15,6 +15,8 @@ import torch
 
 from elastic.pipeline.training import versions
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def interleaved(
     contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 3
@@ -41,7 +43,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     about = {
         **versions(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "command": " ".join(["python", "benchmarks/" + "/".join(Path(sys.argv[0]).parts[-2:]), *sys.argv[1:]]),
+        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
