@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,10 +19,11 @@ from elastic.space import Subnet
 
 Correction = Literal["least_squares", "mean"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (1e-3, 3e-2, 1.0, 30.0)
 """Pulls towards the weights as they were, as shares of the mean square of the activations."""
 HELD_OUT_EVERY = 4
-"""Of so many calibration batches, one decides how strong the pull is."""
+MAX_HELD_OUT = 4
+"""Every fourth calibration batch, four at most, judges instead of being fitted to."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,46 @@ def correct(
     family, small_layers = layers_of(small)
     _, full_layers = layers_of(universal)
     with torch.no_grad(), evaluating(universal), evaluating(small), active(universal, largest):
+        judge = _Judge(universal, small, batches)
         for layer, index in zip(small_layers, subnet.kept_layers, strict=True):
             for sublayer, target in zip(_sublayers(family, layer), _sublayers(family, full_layers[index]), strict=True):
                 if not isinstance(sublayer.output, SkippedModule):
-                    _correct(family, universal, target, small, sublayer, batches, method)
+                    _correct(family, universal, target, small, sublayer, batches, method, judge)
+
+
+class _Judge:
+    """Tells how far a corrected model's outputs are from the full model's, on calibration data kept back for that.
+
+    Streams alone mislead: a few tokens carry massive activations, and least squares sacrifices all others to them.
+    """
+
+    def __init__(self, universal: PreTrainedModel, small: PreTrainedModel, batches: Batches) -> None:
+        self._small = small
+        self._wanted = [(batch, run(universal, batch)[0].float()) for batch in kept_back(batches)]
+        if not self._wanted:
+            raise ElasticError("there is no calibration data with usable rows; name some with --calibration.")
+
+    def error(self) -> float:
+        """Return the mean over tokens (or examples) of the squared error relative to the output's size."""
+        errors = []
+        for batch, wanted in self._wanted:
+            difference = (run(self._small, batch)[0].float() - wanted).square().sum(-1, keepdim=True)
+            size = wanted.square().sum(-1, keepdim=True).clamp(min=1e-12)
+            errors.append(
+                tokens(difference / size, batch).flatten() if wanted.ndim > 2 else (difference / size).flatten()
+            )
+        return float(torch.cat(errors).mean())
+
+
+def kept_back(batches: Batches) -> list[Mapping[str, torch.Tensor]]:
+    """Return the first of the calibration batches that only judge: every fourth, but no more than four."""
+    found = [batch for index, batch in enumerate(batches) if _judges(index) and index < HELD_OUT_EVERY * MAX_HELD_OUT]
+    # Of a single batch, the same examples fit and judge.
+    return found or list(itertools.islice(batches, 1))
+
+
+def _judges(index: int) -> bool:
+    return index % HELD_OUT_EVERY == 1 and index < HELD_OUT_EVERY * MAX_HELD_OUT
 
 
 def _sublayers(family: Family, layer: nn.Module) -> list[_Sublayer]:
@@ -96,6 +134,7 @@ def _correct(
     sublayer: _Sublayer,
     batches: Batches,
     method: Correction,
+    judge: _Judge,
 ) -> None:
     projection = sublayer.output
     has_bias = getattr(projection, "bias", None) is not None
@@ -103,24 +142,42 @@ def _correct(
         raise ElasticError(
             f"models of type '{family.model_type}' have no biases that could hold a mean update; use least_squares."
         )
-    fitted, held_out = _Moments(), _Moments()
+    moments = _Moments()
     for index, batch in enumerate(batches):
+        if _judges(index):
+            continue
         wanted = _observe(universal, target, batch)
         here = _observe(small, sublayer, batch)
         values = here.inputs if not has_bias else torch.cat([here.inputs, torch.ones_like(here.inputs[:, :1])], 1)
         if method == "mean":
             values = values[:, -1:]
         # What the projection should add to what it adds now.
-        (held_out if index % HELD_OUT_EVERY == 1 else fitted).add(values, wanted.after - here.after)
-    if not fitted.count:
-        raise ElasticError("there is no calibration data with usable rows; name some with --calibration.")
-    change = _regression(fitted, held_out, has_bias)
-    weight: Any = projection.weight
-    if has_bias:
-        projection.bias.add_(change[-1].to(weight))  # type: ignore[operator,union-attr]
-        change = change[:-1]
-    if method == "least_squares":
-        weight.add_((change if output_dim(projection) else change.T).to(weight))
+        change = wanted.after - here.after
+        # Every token's error counts alike, be it large or small.
+        size = change.square().mean(1, keepdim=True).sqrt()
+        smallest = 1e-3 * wanted.after.square().mean(1, keepdim=True).sqrt()
+        weights = 1.0 / torch.maximum(size, smallest).clamp(min=1e-6)
+        moments.add(values * weights, change * weights)
+    _keep_best(projection, moments, has_bias, method, judge)
+
+
+def _keep_best(projection: Any, moments: _Moments, has_bias: bool, method: Correction, judge: _Judge) -> None:
+    """Try several strengths, and keep the one that brings the model's outputs nearest; maybe none."""
+    original = {name: parameter.detach().clone() for name, parameter in projection.named_parameters()}
+    best, best_error = dict(original), judge.error()
+    for ridge in RIDGES if method == "least_squares" else RIDGES[:1]:
+        change = moments.solve(ridge, has_bias)
+        if has_bias:
+            projection.bias.copy_(original["bias"] + change[-1].to(original["bias"]))
+            change = change[:-1]
+        if method == "least_squares":
+            turned = change if output_dim(projection) else change.T
+            projection.weight.copy_(original["weight"] + turned.to(original["weight"]))
+        error = judge.error()
+        if error < best_error:
+            best, best_error = {name: p.detach().clone() for name, p in projection.named_parameters()}, error
+    for name, parameter in projection.named_parameters():
+        parameter.copy_(best[name])
 
 
 class _Moments:
@@ -142,21 +199,6 @@ class _Moments:
         if has_bias:
             pull[-1] = 1e-9 * float(self.gram[-1, -1])
         return torch.linalg.solve(self.gram + torch.diag(pull), self.cross)
-
-    def gain(self, change: torch.Tensor) -> float:
-        """Return by how much a change lowers the squared error on this data."""
-        return float(2 * (change * self.cross).sum() - (change * (self.gram @ change)).sum())
-
-
-def _regression(fitted: _Moments, held_out: _Moments, has_bias: bool) -> torch.Tensor:
-    """Choose the ridge by data that was held out, then fit to all; nothing changes where nothing helps there."""
-    if not held_out.count:
-        return fitted.solve(RIDGES[len(RIDGES) // 2], has_bias)
-    gains = {ridge: held_out.gain(fitted.solve(ridge, has_bias)) for ridge in RIDGES}
-    best = max(gains, key=gains.__getitem__)
-    both = _Moments()
-    both.gram, both.cross = fitted.gram + held_out.gram, fitted.cross + held_out.cross
-    return both.solve(best, has_bias) if gains[best] > 0 else torch.zeros_like(both.cross)
 
 
 class _StopForward(Exception):
