@@ -52,6 +52,9 @@ def correct(
     2406.00061, section 3), for layers that are gone, and for what the sub-layers before left over. ``mean``
     adjusts biases alone: what is gone is replaced by its mean update (arXiv 2407.16286).
 
+    Every fourth batch is kept back, and a change stays only if it brings the model's outputs nearer on these: the
+    outputs never move away from the full model's there.
+
     Args:
         universal: the universal model; its largest subnet is the target.
         subnet: the subnet that ``small`` is.

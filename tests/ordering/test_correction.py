@@ -10,9 +10,10 @@ from elastic.extraction import extract, sample_inputs
 from elastic.families import get_family
 from elastic.nested import make_elastic
 from elastic.ordering import correct
+from elastic.ordering.correction import _Judge, kept_back
 from elastic.space import Subnet
 from tests.conftest import make_tiny_elastic
-from tests.tiny import MODELS, SPACE, tiny_llama, tiny_vit
+from tests.tiny import MODELS, SPACE, tiny_bert, tiny_llama, tiny_vit
 
 NARROW = Subnet(ffn=(16, 16, 16), heads=(4, 4, 4))
 PER_LAYER = Subnet(ffn=(16, 0, 64), heads=(4, 4, 0))
@@ -37,6 +38,29 @@ def test_corrected_models_are_nearer_to_the_full_one(name, subnet, batches):
     limit = 1.1 if get_family(universal.config).scales_before_adding else 1.0
     assert error(universal, small, inputs) < limit * before
     assert all(torch.equal(weights[key], value) for key, value in universal.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["least_squares", "mean"])
+def test_massive_activations_do_no_harm(method, batches):
+    """A neuron that is huge on few tokens is gone: making up for it must not cost all the other tokens."""
+    model = tiny_bert()
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.dense.weight[-1] *= 100.0
+            layer.output.dense.weight[3, -1] = 50.0
+    universal = make_elastic(model, SPACE)
+    small = extract(universal, NARROW)
+    calibration = batches(universal, 8)
+    judge = _Judge(universal, small, calibration)
+    before = judge.error()
+    correct(universal, NARROW, small, calibration, method=method)
+    assert judge.error() <= before
+
+
+def test_the_batches_that_judge_are_few_and_not_fitted_to():
+    numbered = [{"index": index} for index in range(40)]
+    assert [batch["index"] for batch in kept_back(numbered)] == [1, 5, 9, 13]
+    assert [batch["index"] for batch in kept_back(numbered[:1])] == [0]
 
 
 def test_nothing_lost_is_nothing_changed(batches):
