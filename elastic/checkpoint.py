@@ -47,7 +47,7 @@ class CheckpointRecord(BaseModel):
     """The resolved recipe: data, metric and training of the universal model."""
     training: dict[str, Any] = {}
 
-    subnet: dict[str, list[int]] | None = None
+    subnet: dict[str, Any] | None = None
     """Extracted: which subnet of the universal model this is."""
     universal_dims: ModelDims | None = None
     """Extracted: the sizes of the universal model."""

@@ -26,6 +26,10 @@ class ModelDims:
     """Query heads of one attention."""
     kv_heads: int
     """Key-value heads of one attention; equal to ``heads`` without grouped-query attention."""
+    hidden: int
+    """Width of the residual stream (``hidden_size``), and of the embedding that is pooled from it."""
+    hidden_fixed: str | None = None
+    """Why the residual stream keeps its width, where it does."""
     heads_together: str | None = None
     """Why all heads stay or leave together, where they do; then they are one key-value group."""
 
@@ -49,17 +53,26 @@ class ModelDims:
             )
 
 
+WIDTHS = ("hidden", "embedding_dim")
+"""Axes with one choice for the whole model."""
+
+
 @dataclass(frozen=True)
 class Subnet:
     """One sub-model: the FFN width and the number of query heads of every layer of the universal model.
 
     A width of 0 skips the MLP sub-layer, 0 heads skip the attention sub-layer, and a layer with
-    both skipped is skipped whole. So every computation has exactly one ``Subnet``, and equal
-    subnets compute the same.
+    both skipped is skipped whole; an early exit skips all layers after it. What is as large as the
+    model has it is None. So every computation has exactly one ``Subnet``, and equal subnets compute
+    the same.
     """
 
     ffn: tuple[int, ...]
     heads: tuple[int, ...]
+    hidden: int | None = None
+    """Width of the residual stream; None for the model's own."""
+    embedding_dim: int | None = None
+    """How many leading dimensions of an embedding are kept (arXiv 2205.13147); None for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ffn", tuple(self.ffn))
@@ -73,6 +86,10 @@ class Subnet:
             for layer, value in enumerate(values):
                 if type(value) is not int or value < 0:
                     raise SpaceError(f"{axis}={value!r} of layer {layer} must be a whole number, 0 or more.")
+        for axis in WIDTHS:
+            width = getattr(self, axis)
+            if width is not None and (type(width) is not int or width < 1):
+                raise SpaceError(f"{axis}={width!r} must be a whole number, 1 or more.")
 
     @property
     def num_layers(self) -> int:
@@ -90,9 +107,10 @@ class Subnet:
         kept = {(self.ffn[i], self.heads[i]) for i in self.kept_layers}
         return len(kept) == 1 and all(kept.copy().pop())
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """Return the JSON form: ``{"ffn": [...], "heads": [...]}``."""
-        return {"ffn": list(self.ffn), "heads": list(self.heads)}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: ``{"ffn": [...], "heads": [...]}``, and the widths that are not the model's own."""
+        widths = {axis: width for axis in WIDTHS if (width := getattr(self, axis)) is not None}
+        return {"ffn": list(self.ffn), "heads": list(self.heads), **widths}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Subnet:
@@ -107,10 +125,10 @@ class Subnet:
         for name in data:
             if name not in known:
                 raise SpaceError(f"unknown axis '{name}' in a subnet{did_you_mean(name, known)}")
-        for name in sorted(known):
+        for name in ("ffn", "heads"):
             if not isinstance(data.get(name), Sequence) or isinstance(data[name], str):
                 raise SpaceError(f"a subnet needs a list '{name}' with one number for each layer.")
-        return cls(ffn=tuple(data["ffn"]), heads=tuple(data["heads"]))
+        return cls(**{**data, "ffn": tuple(data["ffn"]), "heads": tuple(data["heads"])})
 
     def describe(self) -> str:
         """Return a short readable form, such as ``"6/8 layers, ffn 256, heads 4"``."""
@@ -123,7 +141,10 @@ class Subnet:
             runs = ((value, len(list(run))) for value, run in itertools.groupby(used))
             return "+".join(f"{value}x{count}" if count > 1 else str(value) for value, count in runs)
 
-        return f"{len(kept)}/{self.num_layers} layers, ffn {values(self.ffn)}, heads {values(self.heads)}"
+        parts = [f"{len(kept)}/{self.num_layers} layers", f"ffn {values(self.ffn)}", f"heads {values(self.heads)}"]
+        parts += [] if self.hidden is None else [f"hidden {self.hidden}"]
+        parts += [] if self.embedding_dim is None else [f"{self.embedding_dim} dimensions"]
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -165,7 +186,8 @@ class SearchSpace:
     """Which axes are elastic, and the choices of each, as fractions of the model's maximum or as whole numbers.
 
     An axis that is not named keeps its maximum; a 1 among fractions is the whole. ``layers``,
-    ``attention`` and ``mlp`` count how many layers, attention and MLP sub-layers are kept.
+    ``attention`` and ``mlp`` count how many layers, attention and MLP sub-layers are kept; ``exit``
+    how many layers run at all before the model's head reads the stream, of which ``layers`` are kept.
     """
 
     ffn: tuple[Choice, ...] = (1.0,)
@@ -173,6 +195,9 @@ class SearchSpace:
     layers: tuple[Choice, ...] = (1.0,)
     attention: tuple[Choice, ...] = (1.0,)
     mlp: tuple[Choice, ...] = (1.0,)
+    exit: tuple[Choice, ...] = (1.0,)
+    hidden: tuple[Choice, ...] = (1.0,)
+    embedding_dim: tuple[Choice, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -225,11 +250,16 @@ class SearchSpace:
             "layers": dims.num_layers,
             "attention": dims.num_layers,
             "mlp": dims.num_layers,
+            "exit": dims.num_layers,
+            "hidden": dims.hidden,
+            "embedding_dim": dims.hidden,
         }
         if drop_order is not None and len(drop_order.layers) != dims.num_layers:
             raise SpaceError(
                 f"the drop order is of {len(drop_order.layers)} layers, and the model has {dims.num_layers}."
             )
+        if dims.hidden_fixed and self.hidden not in ((1.0,), (dims.hidden,)):
+            raise SpaceError(f"the axis 'hidden' is not elastic here, because {dims.hidden_fixed}.")
         return ResolvedSpace(
             dims=dims,
             drop_order=drop_order,
@@ -268,6 +298,10 @@ def evenly_spaced(num_items: int, num_kept: int) -> tuple[int, ...]:
     return tuple((i * (num_items - 1) + (num_kept - 1) // 2) // (num_kept - 1) for i in range(num_kept))
 
 
+Widths = tuple[int | None, int | None]
+"""``(hidden, embedding_dim)`` as a subnet holds them."""
+
+
 @dataclass(frozen=True)
 class ResolvedSpace:
     """A search space over one model: every choice a whole number, ascending.
@@ -283,6 +317,9 @@ class ResolvedSpace:
     layers: tuple[int, ...]
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
+    exit: tuple[int, ...]
+    hidden: tuple[int, ...]
+    embedding_dim: tuple[int, ...]
     drop_order: DropOrder | None = None
 
     def uniform(self, **choices: int) -> Subnet:
@@ -297,27 +334,41 @@ class ResolvedSpace:
             if choice not in getattr(self, axis):
                 raise SpaceError(f"{axis}={choice} is not in the space; its choices are {list(getattr(self, axis))}.")
         chosen = {axis: choices.get(axis, getattr(self, axis)[-1]) for axis in AXES}
-        attention, mlp = self._kept_sublayers(chosen["layers"], chosen["attention"], chosen["mlp"])
+        attention, mlp = self._kept_sublayers(chosen["exit"], chosen["layers"], chosen["attention"], chosen["mlp"])
         return Subnet(
-            ffn=tuple(chosen["ffn"] if i in mlp else 0 for i in range(self.dims.num_layers)),
-            heads=tuple(chosen["heads"] if i in attention else 0 for i in range(self.dims.num_layers)),
+            tuple(chosen["ffn"] if i in mlp else 0 for i in range(self.dims.num_layers)),
+            tuple(chosen["heads"] if i in attention else 0 for i in range(self.dims.num_layers)),
+            *self._widths(chosen["hidden"], chosen["embedding_dim"]),
         )
+
+    def _widths(self, hidden: int, embedding_dim: int) -> Widths:
+        """Return both widths as a subnet holds them: None where nothing is cut off."""
+        return (
+            None if hidden == self.dims.hidden else hidden,
+            None if embedding_dim >= hidden else embedding_dim,
+        )
+
+    def widths(self) -> list[Widths]:
+        """Return the distinct (hidden, embedding_dim) of the space, as subnets hold them; the largest last."""
+        return list(dict.fromkeys(self._widths(*point) for point in itertools.product(self.hidden, self.embedding_dim)))
 
     def granularity(self, choices: Mapping[str, Choice]) -> Subnet:
         """Return a uniform subnet from choices as people write them (fractions or whole numbers)."""
         known = SearchSpace.from_dict({axis: [choice] for axis, choice in choices.items()}).resolve(self.dims)
         return self.uniform(**{axis: getattr(known, axis)[0] for axis in choices})
 
-    def _kept_sublayers(self, layers: int, attention: int, mlp: int) -> tuple[frozenset[int], frozenset[int]]:
-        order = self.drop_order
+    def _kept_sublayers(
+        self, exit_layer: int, layers: int, attention: int, mlp: int
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        order, layers = self.drop_order, min(layers, exit_layer)
         if order is None:
-            kept = evenly_spaced(self.dims.num_layers, layers)
+            kept = evenly_spaced(exit_layer, layers)
 
             def among_kept(count: int) -> frozenset[int]:
                 return frozenset(kept[i] for i in evenly_spaced(layers, min(count, layers)))
 
             return among_kept(attention), among_kept(mlp)
-        left = order.layers[self.dims.num_layers - layers :]
+        left = [i for i in order.layers if i < exit_layer][exit_layer - layers :]
 
         def last_to_leave(leaving: tuple[int, ...], count: int) -> frozenset[int]:
             return frozenset([i for i in leaving if i in left][-count:])
@@ -341,22 +392,23 @@ class ResolvedSpace:
 
     def skeletons(self) -> dict[tuple[frozenset[int], frozenset[int]], None]:
         """The distinct (kept attention, kept MLP) sub-layer sets of the space."""
-        grid = itertools.product(self.layers, self.attention, self.mlp)
+        grid = itertools.product(self.exit, self.layers, self.attention, self.mlp)
         return dict.fromkeys(self._kept_sublayers(*point) for point in grid)
 
     @property
     def num_subnets(self) -> int:
         """How many different subnets the space holds, per-layer ones included."""
-        return sum(len(self.heads) ** len(attn) * len(self.ffn) ** len(mlp) for attn, mlp in self.skeletons())
+        per_layer = sum(len(self.heads) ** len(attn) * len(self.ffn) ** len(mlp) for attn, mlp in self.skeletons())
+        return per_layer * len(self.widths())
 
     def sample(self, rng: random.Random) -> Subnet:
-        """Draw a skeleton of kept sub-layers, then a width and heads for each layer, all uniformly."""
+        """Draw a skeleton of kept sub-layers, a width and heads for each layer, and the model's widths, uniformly."""
         attention, mlp = rng.choice(list(self.skeletons()))
         layers = range(self.dims.num_layers)
-        return Subnet(
-            ffn=tuple(rng.choice(self.ffn) if i in mlp else 0 for i in layers),
-            heads=tuple(rng.choice(self.heads) if i in attention else 0 for i in layers),
-        )
+        ffn = tuple(rng.choice(self.ffn) if i in mlp else 0 for i in layers)
+        heads = tuple(rng.choice(self.heads) if i in attention else 0 for i in layers)
+        widths = self.widths()
+        return Subnet(ffn, heads, *(rng.choice(widths) if len(widths) > 1 else widths[0]))
 
     def min_slope_mixtures(self) -> Iterator[Subnet]:
         """Yield MatFormer's Mix'n'Match subnets: widths never decrease with depth, over two adjacent choices.
@@ -371,10 +423,12 @@ class ResolvedSpace:
                 _ladders(self.heads, len(layers)),
             ):
                 rank = {layer: i for i, layer in enumerate(layers)}
-                yield Subnet(
-                    ffn=tuple(ffn[rank[i]] if i in mlp else 0 for i in range(self.dims.num_layers)),
-                    heads=tuple(heads[rank[i]] if i in attention else 0 for i in range(self.dims.num_layers)),
-                )
+                for widths in self.widths():
+                    yield Subnet(
+                        tuple(ffn[rank[i]] if i in mlp else 0 for i in range(self.dims.num_layers)),
+                        tuple(heads[rank[i]] if i in attention else 0 for i in range(self.dims.num_layers)),
+                        *widths,
+                    )
 
     def __contains__(self, subnet: object) -> bool:
         if not isinstance(subnet, Subnet) or subnet.num_layers != self.dims.num_layers:
@@ -385,6 +439,7 @@ class ResolvedSpace:
         )
         return (
             skeleton in self.skeletons()
+            and (subnet.hidden, subnet.embedding_dim) in self.widths()
             and all(f in self.ffn for f in subnet.ffn if f)
             and all(h in self.heads for h in subnet.heads if h)
         )
@@ -415,8 +470,22 @@ def check_subnet(subnet: Subnet, dims: ModelDims) -> None:
                 f"heads={heads} of layer {layer} is above the maximum of this model, which is {dims.heads}."
             )
         dims.check_heads(heads, f"heads={heads} of layer {layer}")
+    _check_widths(subnet, dims)
     if not subnet.kept_layers:
         raise SpaceError("the subnet skips every layer; keep at least one.")
+
+
+def _check_widths(subnet: Subnet, dims: ModelDims) -> None:
+    if subnet.hidden is not None:
+        if dims.hidden_fixed:
+            raise SpaceError(f"hidden={subnet.hidden} is not possible, because {dims.hidden_fixed}; leave it out.")
+        if subnet.hidden >= dims.hidden:
+            raise SpaceError(f"hidden={subnet.hidden} is not below the model's own, {dims.hidden}; leave it out.")
+    width = subnet.hidden or dims.hidden
+    if subnet.embedding_dim is not None and subnet.embedding_dim >= width:
+        raise SpaceError(
+            f"embedding_dim={subnet.embedding_dim} is not below the embedding's own width, {width}; leave it out."
+        )
 
 
 def read_subnet(text: str) -> Subnet:

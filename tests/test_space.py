@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.errors import SpaceError
 from elastic.space import ModelDims, SearchSpace, Subnet, check_subnet, evenly_spaced, read_subnet
 
-DIMS = ModelDims(num_layers=4, ffn=64, heads=8, kv_heads=4)
+DIMS = ModelDims(num_layers=4, ffn=64, heads=8, kv_heads=4, hidden=32)
 
 
 def test_fractions_become_whole_numbers():

@@ -135,6 +135,8 @@ class Family:
             ffn=self._ffn(config),
             heads=heads,
             kv_heads=1 if self.heads_together else kv_heads,
+            hidden=config.hidden_size,
+            hidden_fixed=f"the width of the residual stream of '{self.model_type}' models is not elastic yet",
             heads_together=self.heads_together,
         )
 

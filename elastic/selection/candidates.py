@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elastic.cost import Cost, CostModel, Limits
 from elastic.space import ResolvedSpace, Subnet
@@ -95,11 +95,12 @@ def neighbours(space: ResolvedSpace, subnet: Subnet) -> list[Subnet]:
                 if 0 <= place < len(choices):
                     values = list(getattr(subnet, axis))
                     values[layer] = choices[place]
-                    found.append(Subnet(**{"ffn": subnet.ffn, "heads": subnet.heads, axis: tuple(values)}))
+                    found.append(replace(subnet, **{axis: tuple(values)}))  # type: ignore[arg-type]
     swaps = (
-        Subnet(
-            tuple(u + d - s for u, d, s in zip(up.ffn, down.ffn, subnet.ffn, strict=True)),
-            tuple(u + d - s for u, d, s in zip(up.heads, down.heads, subnet.heads, strict=True)),
+        replace(
+            subnet,
+            ffn=tuple(u + d - s for u, d, s in zip(up.ffn, down.ffn, subnet.ffn, strict=True)),
+            heads=tuple(u + d - s for u, d, s in zip(up.heads, down.heads, subnet.heads, strict=True)),
         )
         for up in steps[1]
         for down in steps[-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 from elastic.cost import CostModel, Limits
 from elastic.errors import BudgetError
-from elastic.selection.predictor import Predictor
+from elastic.selection.predictor import Predictor, choices_of
 from elastic.selection.solver import Option, solve
-from elastic.space import ResolvedSpace, Subnet
+from elastic.space import ResolvedSpace, Subnet, Widths
 
 Sublayers = frozenset[int]
 LayerChoice = tuple[int, int]
@@ -34,8 +35,8 @@ def predicted_best(
     limit the program is solved once for every level that it can have.
     """
     found: dict[Subnet, Optimum] = {}
-    for skeleton in space.skeletons():
-        for program in _programs(space, cost_model, limits, predictor, *skeleton):
+    for skeleton, widths in itertools.product(space.skeletons(), space.widths()):
+        for program in _programs(space, cost_model, limits, predictor, *skeleton, widths):
             for optimum in program.best(count):
                 if limits.met_by(cost_model.cost(optimum.subnet)):
                     found.setdefault(optimum.subnet, optimum)
@@ -52,6 +53,7 @@ class _Program:
     groups: list[list[Option]]
     limits: list[float]
     base: float
+    widths: Widths
 
     def best(self, count: int) -> list[Optimum]:
         excluded: list[tuple[int, ...]] = []
@@ -62,7 +64,7 @@ class _Program:
             except BudgetError:
                 break
             chosen = [choices[index] for choices, index in zip(self.layers, solution.chosen, strict=True)]
-            subnet = Subnet(tuple(ffn for ffn, _ in chosen), tuple(heads for _, heads in chosen))
+            subnet = Subnet(tuple(ffn for ffn, _ in chosen), tuple(heads for _, heads in chosen), *self.widths)
             found.append(Optimum(subnet, self.base + solution.score, self.base + solution.bound))
             excluded.append(solution.chosen)
         # The first is the best of this program, so its bound holds for all.
@@ -76,6 +78,7 @@ def _programs(
     predictor: Predictor,
     attention: Sublayers,
     mlp: Sublayers,
+    widths: Widths,
 ) -> list[_Program]:
     every = [
         [
@@ -86,25 +89,27 @@ def _programs(
         for layer in range(space.dims.num_layers)
     ]
     if "memory" not in limits.values:
-        return [_program(space, cost_model, limits, predictor, every, activation=0)]
+        return [_program(space, cost_model, limits, predictor, every, widths, activation=0)]
     kept = attention | mlp
     peaks = [
-        {choice: _peak(cost_model, every, layer, choice) if layer in kept else 0 for choice in choices}
+        {choice: _peak(cost_model, every, layer, choice, widths) if layer in kept else 0 for choice in choices}
         for layer, choices in enumerate(every)
     ]
     programs = []
     for level in sorted({peak for layer in kept for peak in peaks[layer].values()}):
         allowed = [[c for c in choices if peaks[layer][c] <= level] for layer, choices in enumerate(every)]
         if all(allowed) and level < limits.values["memory"]:
-            programs.append(_program(space, cost_model, limits, predictor, allowed, activation=level))
+            programs.append(_program(space, cost_model, limits, predictor, allowed, widths, activation=level))
     return programs
 
 
-def _peak(cost_model: CostModel, every: list[list[LayerChoice]], layer: int, choice: LayerChoice) -> int:
+def _peak(
+    cost_model: CostModel, every: list[list[LayerChoice]], layer: int, choice: LayerChoice, widths: Widths
+) -> int:
     """The activation memory of one layer, which depends of the others only on which are kept."""
     chosen = [choices[-1] for choices in every]
     chosen[layer] = choice
-    subnet = Subnet(tuple(ffn for ffn, _ in chosen), tuple(heads for _, heads in chosen))
+    subnet = Subnet(tuple(ffn for ffn, _ in chosen), tuple(heads for _, heads in chosen), *widths)
     return cost_model.layer_peaks(subnet)[layer]
 
 
@@ -114,11 +119,13 @@ def _program(
     limits: Limits,
     predictor: Predictor,
     allowed: list[list[LayerChoice]],
+    widths: Widths,
     *,
     activation: int,
 ) -> _Program:
     names = list(limits.values)
-    largest = Subnet((space.dims.ffn,) * space.dims.num_layers, (space.dims.heads,) * space.dims.num_layers)
+    num_layers = space.dims.num_layers
+    largest = Subnet((space.dims.ffn,) * num_layers, (space.dims.heads,) * num_layers, *widths)
     of_largest = _additive(cost_model, largest, names)
     groups = []
     for layer, choices in enumerate(allowed):
@@ -134,7 +141,8 @@ def _program(
         float(limits.values[name] - spent - (activation if name == "memory" else 0))
         for name, spent in zip(names, of_largest, strict=True)
     ]
-    return _Program(allowed, groups, left, predictor.base)
+    of_widths = sum(predictor.effects.get(choice, 0.0) for choice in choices_of(Subnet((), (), *widths)))
+    return _Program(allowed, groups, left, predictor.base + of_widths, widths)
 
 
 def _additive(cost_model: CostModel, subnet: Subnet, names: list[str]) -> tuple[int, ...]:
@@ -146,4 +154,4 @@ def _additive(cost_model: CostModel, subnet: Subnet, names: list[str]) -> tuple[
 def _with_layer(subnet: Subnet, layer: int, ffn: int, heads: int) -> Subnet:
     widths, counts = list(subnet.ffn), list(subnet.heads)
     widths[layer], counts[layer] = ffn, heads
-    return Subnet(tuple(widths), tuple(counts))
+    return replace(subnet, ffn=tuple(widths), heads=tuple(counts))

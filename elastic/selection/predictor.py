@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from elastic.selection.measured import Quality
-from elastic.space import ResolvedSpace, Subnet
+from elastic.space import WIDTHS, ResolvedSpace, Subnet
 
 Evaluate = Callable[[Subnet], Quality]
 Choice = tuple[int, str, int]
-"""``(layer, axis, choice)``; the choice 0 skips the sub-layer."""
+"""``(layer, axis, choice)``; the choice 0 skips the sub-layer; the layer is `WHOLE_MODEL` for the model's widths."""
+WHOLE_MODEL = -1
 NUM_SAMPLES = 32
 MAX_SINGLES = 256
 NUM_FOLDS = 4
@@ -46,11 +47,12 @@ class Predictor:
 
 def choices_of(subnet: Subnet) -> list[Choice]:
     """Return every choice that a subnet is made of."""
-    return [
+    per_layer = [
         (layer, axis, value)
         for axis, values in (("ffn", subnet.ffn), ("heads", subnet.heads))
         for layer, value in enumerate(values)
     ]
+    return per_layer + [(WHOLE_MODEL, axis, width) for axis in WIDTHS if (width := getattr(subnet, axis)) is not None]
 
 
 def single_changes(space: ResolvedSpace) -> dict[Choice, Subnet]:
@@ -63,9 +65,14 @@ def single_changes(space: ResolvedSpace) -> dict[Choice, Subnet]:
                 for choice in choices if layer in kept else (0,):
                     values = list(getattr(largest, axis))
                     values[layer] = choice
-                    changed = Subnet(**{"ffn": largest.ffn, "heads": largest.heads, axis: tuple(values)})
+                    changed = replace(largest, **{axis: tuple(values)})  # type: ignore[arg-type]
                     if changed != largest and changed.kept_layers:
                         found[layer, axis, choice] = changed
+    for hidden, embedding_dim in space.widths():
+        if hidden is not None and embedding_dim is None:
+            found[WHOLE_MODEL, "hidden", hidden] = replace(largest, hidden=hidden)
+        if hidden is None and embedding_dim is not None:
+            found[WHOLE_MODEL, "embedding_dim", embedding_dim] = replace(largest, embedding_dim=embedding_dim)
     return found
 
 

@@ -12,7 +12,7 @@ from elastic.errors import SpaceError
 from elastic.space import ModelDims, SearchSpace
 from elastic.training import Joint, Sandwich, Uniform
 
-SPACE = SearchSpace(ffn=[0.25, 0.5, 1.0], heads=[0.5, 1.0], layers=[1, 2, 3]).resolve(ModelDims(3, 64, 4, 2))
+SPACE = SearchSpace(ffn=[0.25, 0.5, 1.0], heads=[0.5, 1.0], layers=[1, 2, 3]).resolve(ModelDims(3, 64, 4, 2, 32))
 GRANULARITIES = [SPACE.smallest, SPACE.uniform(ffn=32), SPACE.largest]
 
 
