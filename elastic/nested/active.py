@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from elastic.errors import ElasticError
@@ -39,6 +40,21 @@ class ActiveSubnet:
             yield
         finally:
             self._local.subnet = previous
+
+    @property
+    def resumed(self) -> torch.Tensor | None:
+        """The residual stream with which this thread's forward passes leave the layers, instead of running them."""
+        return getattr(self._local, "resumed", None)
+
+    @contextmanager
+    def resume_from(self, stream: torch.Tensor) -> Iterator[None]:
+        """Let no layer run inside the ``with`` block: the last one returns ``stream``."""
+        previous = self.resumed
+        self._local.resumed = stream
+        try:
+            yield
+        finally:
+            self._local.resumed = previous
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
         copied = memo[id(self)] = ActiveSubnet(self._full)
@@ -90,6 +106,24 @@ def active(model: nn.Module, subnet: Subnet) -> Iterator[None]:
     elastic = get_elastic(model)
     check_subnet(subnet, elastic.dims)
     with elastic.active.use(subnet):
+        yield
+
+
+@contextmanager
+def resumed_from(model: nn.Module, stream: torch.Tensor) -> Iterator[None]:
+    """Let ``model`` do only what follows its layers inside the ``with`` block: final norm, head and loss.
+
+    So an early exit returns what a model without the later layers would, whatever the architecture has behind them,
+    and several exits share one pass through the layers.
+
+    Args:
+        model: an elastic model.
+        stream: ``(batch, tokens, hidden)``: what the last layer would return.
+
+    Raises:
+        ElasticError: if the model is not elastic.
+    """
+    with get_elastic(model).active.resume_from(stream):
         yield
 
 

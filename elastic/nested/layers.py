@@ -181,7 +181,7 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
 def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> type[nn.Module]:
     """Return a subclass of a Transformer layer that can be skipped, and that pins its subnet.
 
-    The subnet travels as an argument of the forward pass. Activation checkpointing keeps the
+    The subnet (and the stream that `resumed_from` gives) travels as an argument of the forward pass. Activation checkpointing keeps the
     arguments for its recomputation, so that runs the same subnet, in whichever thread.
     """
     names = list(inspect.signature(cls.forward).parameters)[1:]
@@ -193,9 +193,14 @@ def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> typ
         return kwargs.get("past_key_values") is not None
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return cls.__call__(self, *args, elastic_subnet=self.nested_active.current, **kwargs)
+        pinned = {"elastic_subnet": self.nested_active.current, "elastic_stream": self.nested_active.resumed}
+        return cls.__call__(self, *args, **pinned, **kwargs)
 
-    def forward(self: Any, *args: Any, elastic_subnet: Subnet, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, elastic_subnet: Subnet, elastic_stream: torch.Tensor | None, **kwargs: Any
+    ) -> Any:
+        if elastic_stream is not None:
+            return (elastic_stream,) if returns_tuple else elastic_stream
         layer = self.nested_index
         # With a cache, the attention of a skipped layer has positions to record: see skipped_output.
         if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or has_cache(args, kwargs)):

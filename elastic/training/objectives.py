@@ -90,21 +90,23 @@ class Distillation:
 
 @dataclass(frozen=True)
 class SimilarityDistillation:
-    """Subnets of an embedder learn from a frozen teacher which examples of a batch are alike; no labels needed.
+    """Subnets of an embedder learn from a teacher which examples of a batch are alike, with or without labels.
 
     ``KL(teacher || student)`` between the softmax distributions over the cosine similarities of each example to
-    all others of the batch (the alignment of ESE, arXiv 2402.14776, section 3.2, with a frozen teacher), plus the
-    squared distance of the normalised embeddings and of the hidden states.
+    all others of the batch (Starbucks, arXiv 2410.13230, section 3.2, for single texts), plus the squared distance of
+    the normalised embeddings (of subnets that keep all dimensions) and of the hidden states, plus the task loss.
+    Without a frozen teacher, the step's first subnet learns from the labels, and teaches the others.
     """
 
     temperature: float = 0.05
     embedding_weight: float = 1.0
     hidden_weight: float = 0.0
+    task_weight: float = 0.0
 
     def __call__(self, task_loss: torch.Tensor | None, student: Returned, teacher: Returned | None) -> torch.Tensor:
-        """Return the weighted sum of the three."""
+        """Return the weighted sum, or the task loss of a subnet without teacher."""
         if teacher is None:
-            raise ElasticError("the objective 'similarity' needs a frozen teacher.")
+            return _from_labels(task_loss)
         assert student.embeddings is not None and teacher.embeddings is not None
         embedded, taught = (F.normalize(x.float(), dim=-1) for x in (student.embeddings, teacher.embeddings))
         itself = torch.eye(len(embedded), dtype=torch.bool, device=embedded.device)
@@ -112,8 +114,11 @@ class SimilarityDistillation:
             (x @ x.T / self.temperature).masked_fill(itself, -1e4).log_softmax(-1) for x in (embedded, taught)
         )
         loss = F.kl_div(students, teachers, log_target=True, reduction="batchmean")
-        loss = loss + self.embedding_weight * (embedded - taught).square().sum(-1).mean()
-        return loss + self.hidden_weight * hidden_distance(student, teacher) if self.hidden_weight else loss
+        if embedded.shape == taught.shape:
+            loss = loss + self.embedding_weight * (embedded - taught).square().sum(-1).mean()
+        if self.hidden_weight:
+            loss = loss + self.hidden_weight * hidden_distance(student, teacher)
+        return loss + self.task_weight * _from_labels(task_loss) if self.task_weight else loss
 
 
 def divergence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from elastic.errors import ElasticError
-from elastic.nested import active, get_elastic
+from elastic.nested import active, get_elastic, resumed_from
 from elastic.space import Subnet
 from elastic.training.objectives import Objective, Returned, TaskLoss
+from elastic.training.passes import exit_of, shared_passes
 from elastic.training.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -24,23 +25,27 @@ else:
 
 
 Embed = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+EmbeddingLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From embeddings ``(batch, width)`` and labels to a scalar."""
 
 
 @dataclass
-class _Pass:
-    """One of the forward-backward passes of a batch."""
+class _Step:
+    """A batch: the forward-backward pass that runs now, and what all of its passes share."""
 
-    num_passes: int
-    subnet: Subnet | None
+    total_weight: float
+    subnets: tuple[Subnet | None, ...] = ()
+    """Read from the pass that runs now."""
     teacher: Returned | None = None
 
 
 class ElasticMixin(_Base):
     """Makes any Trainer train a universal model; put it before the Trainer class.
 
-    Each batch is run once for every subnet that the sampler returns; each pass is a training step
-    of the underlying Trainer (mixed precision, accumulation and backends included), its loss divided
-    by their number. So the step's loss is their mean, and only one graph is alive at a time.
+    Each batch is run for every subnet that the sampler returns; each pass is a training step of the
+    underlying Trainer (mixed precision, accumulation and backends included), its loss divided by
+    their number. So the step's loss is their mean, and only one graph is alive at a time. Early exits
+    and truncated embeddings of another subnet of the step are read from its pass (`shared_passes`).
     """
 
     def __init__(
@@ -51,6 +56,9 @@ class ElasticMixin(_Base):
         objective: Objective | None = None,
         teacher: PreTrainedModel | None = None,
         embed: Embed | None = None,
+        embedding_loss: EmbeddingLoss | None = None,
+        weights: Mapping[Subnet, float] | None = None,
+        regularise_largest_only: bool = False,
         granularities: Mapping[str, Subnet] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
         **kwargs: Any,
@@ -63,6 +71,10 @@ class ElasticMixin(_Base):
             objective: how each is trained; from the labels by default.
             teacher: a frozen model that the objective compares with; by default the step's first subnet teaches.
             embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
+            embedding_loss: for embedders: the task loss, where the data has labels or pairs.
+            weights: how much the loss of a subnet counts in a step's weighted mean; 1 by default.
+            regularise_largest_only: switch dropout off for all but the step's first pass (BigNAS, arXiv 2003.11142,
+                section 3.1).
             granularities: subnets that `evaluate` measures besides the largest, under their names.
             measure: what `evaluate` measures of the active subnet instead of the loss, as names and values; for
                 models whose quality is no mean over examples.
@@ -83,30 +95,40 @@ class ElasticMixin(_Base):
         self.objective: Objective = objective or TaskLoss()
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self._embed = embed
+        self._embedding_loss = embedding_loss
+        if embedding_loss is not None:
+            # A model without a head takes no labels, and the Trainer would drop them from the batches.
+            self.label_names = ["labels"]
+        self._weights = dict(weights or {})
+        self._regularise_largest_only = regularise_largest_only
         self._measure = measure
         self.granularities = dict(granularities or {})
-        self._pass: _Pass | None = None
+        self._step: _Step | None = None
         self._micro_step = (-1, 0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the subnets of this step, one forward-backward pass each; return their mean loss."""
+        """Run the subnets of this step, in as few forward-backward passes as they need; return their mean loss."""
         if self.sampler is None:
-            self._pass = _Pass(1, self._extracted)
+            self._step = _Step(1.0, (self._extracted,))
             try:
                 return super().training_step(model, inputs, *args, **kwargs)
             finally:
-                self._pass = None
+                self._step = None
         subnets = self.sampler(*self._next_micro_step())
-        self._pass = _Pass(len(subnets), subnets[0])
+        self._step = _Step(sum(self._weight(subnet) for subnet in subnets))
         try:
             losses = []
-            for subnet in subnets:
-                self._pass.subnet = subnet
-                with active(self._universal, subnet):
+            for shared in shared_passes(subnets):
+                self._step.subnets = shared.subnets
+                with active(self._universal, shared.widest):
                     losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
         finally:
-            self._pass = None
+            self._step = None
+            model.train()
         return torch.stack(losses).sum()
+
+    def _weight(self, subnet: Subnet | None) -> float:
+        return 1.0 if subnet is None else self._weights.get(subnet, 1.0)
 
     def _next_micro_step(self) -> tuple[int, int]:
         step, micro_step = self._micro_step
@@ -122,35 +144,59 @@ class ElasticMixin(_Base):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Apply the objective in training; in evaluation, the Trainer's own loss."""
-        if self._pass is None:
+        step = self._step
+        if step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        wants_hidden = getattr(self.objective, "hidden_weight", 0.0) > 0
-        asked = {**inputs, "output_hidden_states": True} if wants_hidden else inputs
-        task_loss, outputs = None, None
-        if "labels" in inputs:
-            task_loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
-        else:
-            outputs = model(**asked)
+        widest = max(step.subnets, key=_exit)
+        exits = any(_exit(subnet) != _exit(widest) for subnet in step.subnets)
+        if exits or getattr(self.objective, "hidden_weight", 0.0) > 0:
+            inputs = {**inputs, "output_hidden_states": True}
+        if self._regularise_largest_only and step.teacher is not None:
+            model.eval()
+        if step.teacher is None and self._teacher is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                taught = self._teacher(**{name: x for name, x in inputs.items() if name != "labels"})
+            step.teacher = self._returned(taught, inputs, None)
+        whole = self._forward(model, inputs, num_items_in_batch)
         # The Trainer divides mean losses by the accumulation steps, but not losses that the model
         # normalised over the whole accumulated batch: distillation is a mean in either case.
         already_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         steps = self.current_gradient_accumulation_steps if already_scaled else 1
-        if self._pass.teacher is None and self._teacher is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                taught = self._teacher(**{name: x for name, x in asked.items() if name != "labels"})
-            self._pass.teacher = self._returned(taught, inputs, None)
-        student = self._returned(outputs, inputs, self._pass.subnet)
-        task_loss = None if task_loss is None else task_loss * steps
-        loss = self.objective(task_loss, student, self._pass.teacher) / steps
-        if self._pass.teacher is None:
-            self._pass.teacher = student.detach()
-        loss = loss / self._pass.num_passes
-        return (loss, outputs) if return_outputs else loss
+        losses = []
+        for subnet in step.subnets:
+            task_loss, outputs = whole
+            if _exit(subnet) != _exit(widest):
+                with resumed_from(self._universal, whole[1]["hidden_states"][_exit(subnet)]):
+                    task_loss, outputs = self._forward(self._universal, inputs, num_items_in_batch)
+            student = self._returned(outputs, inputs, subnet)
+            if outputs is not whole[1] and student.hidden_states is not None:
+                before = whole[1]["hidden_states"][: _exit(subnet)]
+                student = replace(student, hidden_states=(*before, *student.hidden_states[len(before) :]))
+            if self._embedding_loss is not None and student.embeddings is not None:
+                task_loss = self._embedding_loss(student.embeddings, inputs["labels"])
+            elif task_loss is not None:
+                task_loss = task_loss * steps
+            losses.append(self._weight(subnet) * self.objective(task_loss, student, step.teacher) / steps)
+            if step.teacher is None:
+                step.teacher = student.detach()
+        loss = torch.stack(losses).sum() / step.total_weight
+        return (loss, whole[1]) if return_outputs else loss
+
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor | None, Any]:
+        """Run the model; return the loss of its own head, if it has one and there are labels, and its outputs."""
+        if "labels" in inputs and self._embed is None:
+            return super().compute_loss(model, inputs, True, num_items_in_batch)  # type: ignore[return-value]
+        return None, model(**{name: x for name, x in inputs.items() if name != "labels"})
 
     def _returned(self, outputs: Any, inputs: Mapping[str, torch.Tensor], subnet: Subnet | None) -> Returned:
+        embeddings = None if self._embed is None else self._embed(outputs, inputs)
+        if embeddings is not None and subnet is not None:
+            embeddings = embeddings[..., : subnet.embedding_dim]
         return Returned(
             logits=outputs.get("logits"),
-            embeddings=None if self._embed is None else self._embed(outputs, inputs),
+            embeddings=embeddings,
             hidden_states=self._by_universal_layer(outputs.get("hidden_states"), subnet),
             mask=inputs.get("attention_mask"),
             kept_layers=() if subnet is None else subnet.kept_layers,
@@ -233,6 +279,10 @@ class ElasticMixin(_Base):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _exit(subnet: Subnet | None) -> int:
+    return 0 if subnet is None else exit_of(subnet)
 
 
 class ElasticTrainer(ElasticMixin, Trainer):

@@ -11,7 +11,7 @@ import torch
 from elastic.errors import ElasticError, SpaceError
 from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.families import output_dim
-from elastic.nested import active, get_elastic, make_elastic
+from elastic.nested import active, get_elastic, make_elastic, resumed_from
 from elastic.space import SearchSpace, Subnet
 from tests.conftest import fitting, make_tiny_elastic
 from tests.tiny import MODELS, SPACE, tiny_llama, tiny_vit
@@ -190,3 +190,36 @@ def test_a_model_with_adapters_is_refused_untouched():
     with pytest.raises(ElasticError, match=r"vit.layers.2.mlp.fc1 is a Adapter, not a plain Linear"):
         make_elastic(model, SPACE)
     assert type(model.vit.layers[0].mlp.fc1) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_an_exit_from_the_stream_is_the_subnet_without_later_layers(name):
+    model = make_tiny_elastic(MODELS[name]()).eval()
+    inputs = {**sample_inputs(model.config, batch=2), "output_hidden_states": True}
+    largest = get_elastic(model).resolved.largest
+    exit_2 = Subnet((*largest.ffn[:2], 0), (*largest.heads[:2], 0))
+    with torch.no_grad():
+        stream = model(**inputs)["hidden_states"][2]
+        with active(model, exit_2):
+            expected = model(**inputs)
+        with resumed_from(model, stream):
+            actual = model(**inputs)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual["hidden_states"][-1], expected["hidden_states"][-1])
+
+
+def test_an_exit_keeps_its_gradient_under_activation_checkpointing():
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_elastic(tiny_llama(), SPACE).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        inputs = {**sample_inputs(model.config, batch=2), "use_cache": False, "output_hidden_states": True}
+        stream = model(**inputs)["hidden_states"][1]
+        with resumed_from(model, stream):
+            outputs = model(**inputs)
+        outputs[0].square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, atol=1e-6)

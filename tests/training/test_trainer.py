@@ -168,7 +168,7 @@ def test_a_failing_step_leaves_the_trainer_usable(tmp_path):
     trainer = trained(tmp_path, model, images(), Uniform([get_elastic(model).resolved.smallest]))
     with pytest.raises(Exception, match="pixel_values|index|NoneType"):
         trainer.training_step(model, {"labels": torch.zeros(2, dtype=torch.long)})
-    assert trainer._pass is None
+    assert trainer._step is None
     assert get_elastic(model).active.current == get_elastic(model).resolved.largest
 
 
