@@ -181,8 +181,9 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
 def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> type[nn.Module]:
     """Return a subclass of a Transformer layer that can be skipped, and that pins its subnet.
 
-    The subnet (and the stream that `resumed_from` gives) travels as an argument of the forward pass. Activation checkpointing keeps the
-    arguments for its recomputation, so that runs the same subnet, in whichever thread.
+    The subnet, and the stream that `resumed_from` gives, travel as arguments of the forward pass.
+    Activation checkpointing keeps the arguments for its recomputation, so that runs the same
+    subnet, in whichever thread.
     """
     names = list(inspect.signature(cls.forward).parameters)[1:]
     cache_index = names.index("past_key_values") if "past_key_values" in names else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -154,9 +154,7 @@ class ElasticMixin(_Base):
         if self._regularise_largest_only and step.teacher is not None:
             model.eval()
         if step.teacher is None and self._teacher is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                taught = self._teacher(**{name: x for name, x in inputs.items() if name != "labels"})
-            step.teacher = self._returned(taught, inputs, None)
+            step.teacher = self._taught(inputs)
         whole = self._forward(model, inputs, num_items_in_batch)
         # The Trainer divides mean losses by the accumulation steps, but not losses that the model
         # normalised over the whole accumulated batch: distillation is a mean in either case.
@@ -164,14 +162,9 @@ class ElasticMixin(_Base):
         steps = self.current_gradient_accumulation_steps if already_scaled else 1
         losses = []
         for subnet in step.subnets:
-            task_loss, outputs = whole
+            task_loss, student = whole[0], self._returned(whole[1], inputs, subnet)
             if _exit(subnet) != _exit(widest):
-                with resumed_from(self._universal, whole[1]["hidden_states"][_exit(subnet)]):
-                    task_loss, outputs = self._forward(self._universal, inputs, num_items_in_batch)
-            student = self._returned(outputs, inputs, subnet)
-            if outputs is not whole[1] and student.hidden_states is not None:
-                before = whole[1]["hidden_states"][: _exit(subnet)]
-                student = replace(student, hidden_states=(*before, *student.hidden_states[len(before) :]))
+                task_loss, student = self._leave_early(subnet, whole[1]["hidden_states"], inputs, num_items_in_batch)
             if self._embedding_loss is not None and student.embeddings is not None:
                 task_loss = self._embedding_loss(student.embeddings, inputs["labels"])
             elif task_loss is not None:
@@ -189,6 +182,27 @@ class ElasticMixin(_Base):
         if "labels" in inputs and self._embed is None:
             return super().compute_loss(model, inputs, True, num_items_in_batch)  # type: ignore[return-value]
         return None, model(**{name: x for name, x in inputs.items() if name != "labels"})
+
+    def _leave_early(
+        self,
+        subnet: Subnet | None,
+        states: Sequence[torch.Tensor],
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor | None, Returned]:
+        """Return the task loss of an exit and what it returned, from the hidden states of the whole pass."""
+        before = states[: _exit(subnet)]
+        with resumed_from(self._universal, states[len(before)]):
+            task_loss, outputs = self._forward(self._universal, inputs, num_items_in_batch)
+        student = self._returned(outputs, inputs, subnet)
+        after = (student.hidden_states or ())[len(before) :]
+        return task_loss, replace(student, hidden_states=(*before, *after))
+
+    def _taught(self, inputs: dict[str, Any]) -> Returned:
+        assert self._teacher is not None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = self._teacher(**{name: x for name, x in inputs.items() if name != "labels"})
+        return self._returned(outputs, inputs, None)
 
     def _returned(self, outputs: Any, inputs: Mapping[str, torch.Tensor], subnet: Subnet | None) -> Returned:
         embeddings = None if self._embed is None else self._embed(outputs, inputs)
