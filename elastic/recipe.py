@@ -72,6 +72,7 @@ class TextData(Section):
     source: Literal["text"]
     paths: tuple[str, ...] = Field(min_length=1, description="Text files, read in this order.")
     tokenizer: str | None = Field(None, description="Tokenizer folder or Hub name; by default one is trained.")
+    characters: bool = Field(False, description="One token a character instead of byte pairs.")
     vocab_size: int = Field(2048, ge=300)
     sequence_length: int = Field(128, ge=8)
     validation: float = Field(0.05, gt=0, lt=0.5, description="Share at the end held out for choosing.")
@@ -82,13 +83,15 @@ class SentencePairData(Section):
     """Pairs of sentences with their similarity, from parquet files or the Hub, for models that embed.
 
     Trained on is every sentence of the train pairs and of ``unlabelled``, without labels and without the sentences of
-    the validation and test pairs; judged by the rank correlation of cosine similarity and score.
+    the validation and test pairs; or, with ``labelled``, the train pairs and their scores. Judged by the rank
+    correlation of cosine similarity and score.
     """
 
     source: Literal["sentence-pairs"]
     path: str = Field(description="Folder with {train,validation,test}.parquet, or the name of a Hub dataset.")
     sentence_columns: tuple[str, str] = ("sentence1", "sentence2")
     score_column: str = "score"
+    labelled: bool = Field(False, description="Train on the pairs with their scores, not on single sentences.")
     unlabelled: tuple[str, ...] = Field((), description="More sentences: parquet files with these columns, or text.")
     max_train: int | None = Field(None, ge=1, description="Use only so many training sentences.")
     max_length: int | None = Field(None, ge=8, description="Longest input in tokens; by default the embedder's own.")

@@ -20,9 +20,9 @@ COST_TOKENS = 128
 
 
 def sentences_task(section: SentencePairData, model_name: str) -> Task:
-    """Return the sentences of a dataset of pairs, without labels, to train on, and its pairs to judge by.
+    """Return the sentences of a dataset of pairs, or the pairs with their scores, to train on, and pairs to judge by.
 
-    No sentence of the validation and test pairs is trained on.
+    Without labels, no sentence of the validation and test pairs is trained on.
 
     Args:
         section: which data.
@@ -34,27 +34,21 @@ def sentences_task(section: SentencePairData, model_name: str) -> Task:
     raw = load_splits(section.path)
     columns = (*section.sentence_columns, section.score_column)
     for split, data in raw.items():
-        for column in columns if split != "train" else section.sentence_columns:
+        for column in columns if split != "train" or section.labelled else section.sentence_columns:
             if column not in data.column_names:
                 raise RecipeError(
                     f"the {split} data at {section.path} has no column '{column}'; it has "
                     f"{', '.join(data.column_names)}."
                 )
     first, second = section.sentence_columns
-    held_out = {text for split in ("validation", "test") if split in raw for c in (first, second)
-                for text in raw[split][c]}  # fmt: skip
-    texts = {text for column in (first, second) if "train" in raw for text in raw["train"][column]}
-    for path in section.unlabelled:
-        for column in section.sentence_columns:
-            texts.update(load_rows(path, column))
-    train = sorted(text for text in texts - held_out if text.strip())[: section.max_train]
+    train = [] if section.labelled else _sentences(section, raw)
     tokenizer, head, limit = _load_embedder(model_name, section.max_length)
 
     def encode(texts: Sequence[str]) -> dict[str, Any]:
         return dict(tokenizer(list(texts), truncation=True, max_length=limit))
 
     datasets: dict[str, Any] = {"train": _rows(encode(train)) if train else []}
-    for split in ("validation", "test"):
+    for split in ("train", "validation", "test") if section.labelled else ("validation", "test"):
         if split in raw:
             pairs = zip(_rows(encode(raw[split][first])), _rows(encode(raw[split][second])), strict=True)
             datasets[split] = [
@@ -77,6 +71,17 @@ def sentences_task(section: SentencePairData, model_name: str) -> Task:
         outputs=outputs,
         embeds=True,
     )
+
+
+def _sentences(section: SentencePairData, raw: Mapping[str, Any]) -> list[str]:
+    """Return every sentence to train on, but those of the pairs that are judged by."""
+    held_out = {text for split in ("validation", "test") if split in raw for column in section.sentence_columns
+                for text in raw[split][column]}  # fmt: skip
+    texts = {text for column in section.sentence_columns if "train" in raw for text in raw["train"][column]}
+    for path in section.unlabelled:
+        for column in section.sentence_columns:
+            texts.update(load_rows(path, column))
+    return sorted(text for text in texts - held_out if text.strip())[: section.max_train]
 
 
 def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from elastic.data.task import NEXT_TOKEN_LOSS, Task
@@ -16,6 +16,7 @@ from elastic.errors import RecipeError
 from elastic.recipe import StdlibData, TextData
 
 END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
 _NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -62,6 +63,8 @@ def text_task(section: TextData) -> Task:
     tokenizer: PreTrainedTokenizerBase
     if section.tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(section.tokenizer)
+    elif section.characters:
+        tokenizer = _character_tokenizer(text)
     else:
         tokenizer = _train_tokenizer(splits["train"], section.vocab_size)
     return _text_task(splits, tokenizer, section.sequence_length)
@@ -90,6 +93,15 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
+def _character_tokenizer(text: str) -> PreTrainedTokenizerBase:
+    vocabulary = {token: index for index, token in enumerate([END_OF_TEXT, UNKNOWN, *sorted(set(text))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    names = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "unk_token": UNKNOWN}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 def _text_task(splits: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Task:
     return Task(
         datasets={name: _blocks(texts, tokenizer, sequence_length) for name, texts in splits.items()},
@@ -102,7 +114,7 @@ def _text_task(splits: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBa
             "pad_token_id": tokenizer.pad_token_id,
         },
         input_shapes={"input_ids": (1, sequence_length)},
-        preprocess={"text": "byte-pair tokens of the tokenizer beside the model"},
+        preprocess={"text": "tokens of the tokenizer beside the model"},
         tokenizer=tokenizer,
         measure_batch_size=16,
     )

@@ -1,19 +1,38 @@
 """Training a universal model: samplers choose the subnets of a step, objectives their losses."""
 
 from elastic.training.objectives import Distillation, Objective, Returned, SimilarityDistillation, TaskLoss
-from elastic.training.samplers import Joint, Sampler, Sandwich, Uniform
+from elastic.training.samplers import (
+    Buckets,
+    ExitPairs,
+    Joint,
+    LayerDrop,
+    Random,
+    Sampler,
+    Sandwich,
+    Stages,
+    Uniform,
+)
 from elastic.training.trainer import ElasticMixin, ElasticTrainer
+from elastic.training.weights import Weights, by_exit, by_subnet
 
 __all__ = [
+    "Buckets",
     "Distillation",
     "ElasticMixin",
     "ElasticTrainer",
+    "ExitPairs",
     "Joint",
+    "LayerDrop",
     "Objective",
+    "Random",
     "Returned",
     "Sampler",
     "Sandwich",
     "SimilarityDistillation",
+    "Stages",
     "TaskLoss",
     "Uniform",
+    "Weights",
+    "by_exit",
+    "by_subnet",
 ]

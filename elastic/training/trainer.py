@@ -17,6 +17,7 @@ from elastic.space import Subnet
 from elastic.training.objectives import Objective, Returned, TaskLoss
 from elastic.training.passes import exit_of, shared_passes
 from elastic.training.samplers import Sampler
+from elastic.training.weights import Weights, even
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -57,7 +58,7 @@ class ElasticMixin(_Base):
         teacher: PreTrainedModel | None = None,
         embed: Embed | None = None,
         embedding_loss: EmbeddingLoss | None = None,
-        weights: Mapping[Subnet, float] | None = None,
+        weights: Weights = even,
         regularise_largest_only: bool = False,
         granularities: Mapping[str, Subnet] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
@@ -72,7 +73,7 @@ class ElasticMixin(_Base):
             teacher: a frozen model that the objective compares with; by default the step's first subnet teaches.
             embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
             embedding_loss: for embedders: the task loss, where the data has labels or pairs.
-            weights: how much the loss of a subnet counts in a step's weighted mean; 1 by default.
+            weights: how much the loss of each subnet counts in a step's weighted mean.
             regularise_largest_only: switch dropout off for all but the step's first pass (BigNAS, arXiv 2003.11142,
                 section 3.1).
             granularities: subnets that `evaluate` measures besides the largest, under their names.
@@ -99,7 +100,7 @@ class ElasticMixin(_Base):
         if embedding_loss is not None:
             # A model without a head takes no labels, and the Trainer would drop them from the batches.
             self.label_names = ["labels"]
-        self._weights = dict(weights or {})
+        self._weights = weights
         self._regularise_largest_only = regularise_largest_only
         self._measure = measure
         self.granularities = dict(granularities or {})
@@ -128,7 +129,7 @@ class ElasticMixin(_Base):
         return torch.stack(losses).sum()
 
     def _weight(self, subnet: Subnet | None) -> float:
-        return 1.0 if subnet is None else self._weights.get(subnet, 1.0)
+        return 1.0 if subnet is None else self._weights(subnet)
 
     def _next_micro_step(self) -> tuple[int, int]:
         step, micro_step = self._micro_step

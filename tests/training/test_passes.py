@@ -8,7 +8,7 @@ from transformers import default_data_collator
 
 from elastic.nested import active, get_elastic, make_elastic
 from elastic.space import SearchSpace, Subnet
-from elastic.training import Distillation, ElasticTrainer, Joint, SimilarityDistillation
+from elastic.training import Distillation, ElasticTrainer, Joint, SimilarityDistillation, by_subnet
 from elastic.training.passes import shared_passes
 from tests.tiny import tiny_bert_base, tiny_llama, tiny_vit
 from tests.training.test_trainer import arguments, images, texts
@@ -49,7 +49,7 @@ def test_a_shared_pass_trains_as_passes_of_their_own(tmp_path, build):
         train_dataset=data,
         data_collator=default_data_collator,
         sampler=lambda step, micro_step: subnets,
-        weights=weights,
+        weights=by_subnet(weights),
     ).train()
     reference.train()
     batch = default_data_collator(data)
@@ -73,7 +73,7 @@ def test_an_exit_is_compared_with_the_teacher_where_it_ends(tmp_path):
             train_dataset=data,
             data_collator=default_data_collator,
             sampler=lambda step, micro_step, sampled=sampled: sampled,
-            weights={space.largest: 0.0},
+            weights=by_subnet({space.largest: 0.0}),
             objective=Distillation(hidden_weight=1.0),
             teacher=teacher,
         ).train()
