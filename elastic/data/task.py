@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from elastic.errors import RecipeError
-from elastic.nested import evaluating
+from elastic.nested import evaluating, get_elastic, is_elastic
 
 Dataset = Any
 """Anything with a length and items that are dicts of tensors."""
@@ -101,11 +101,12 @@ SPEARMAN = Metric("spearman", higher_is_better=True, items=pair_similarities, va
 
 
 def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]:
-    """Return the model's metric on a split, and the number of items that it is the mean of.
+    """Return the metric of what the model runs (see `elastic.active`) on a split, and of how many items it is the mean.
 
     Raises:
         RecipeError: if the task has no such split.
     """
+    kept = get_elastic(model).active.current.embedding_dim if is_elastic(model) else None
     if split not in task.splits:
         raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.splits)}.")
     items = []
@@ -113,7 +114,8 @@ def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]
         for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size, collate_fn=task.collate):
             labels = batch.pop("labels")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            items.append(task.metric.items(task.outputs(model(**inputs), inputs).cpu(), labels))
+            outputs = task.outputs(model(**inputs), inputs)
+            items.append(task.metric.items((outputs[..., :kept] if task.embeds else outputs).cpu(), labels))
     measured = torch.cat(items)
     return task.metric.value(measured), len(measured)
 

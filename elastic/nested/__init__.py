@@ -1,6 +1,6 @@
 """Nested layers and the active subnet: how one set of weights runs as many models."""
 
-from elastic.nested.active import Elastic, active, evaluating, get_elastic, resumed_from
+from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
 from elastic.nested.head_sizes import set_head_sizes
 from elastic.nested.layers import RowNested, SkippedModule, take_units
 from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model, set_drop_order
@@ -14,6 +14,7 @@ __all__ = [
     "config_of_layers",
     "evaluating",
     "get_elastic",
+    "is_elastic",
     "make_elastic",
     "meta_model",
     "resumed_from",

@@ -91,6 +91,11 @@ def get_elastic(model: nn.Module) -> Elastic:
     return inner._elastic  # type: ignore[return-value]
 
 
+def is_elastic(model: nn.Module) -> bool:
+    """Whether `make_elastic` made this very model elastic."""
+    return hasattr(model, "_elastic")
+
+
 @contextmanager
 def active(model: nn.Module, subnet: Subnet) -> Iterator[None]:
     """Run ``subnet`` whenever this thread calls ``model`` inside the ``with`` block.

@@ -23,8 +23,9 @@ from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, l
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, RecipeError
 from elastic.folder import check_output, new_folder
+from elastic.pipeline.methods import make_embedding_loss, make_objective
 from elastic.pipeline.models import AUTO_CLASSES, load_pretrained
-from elastic.pipeline.training import make_objective, training_arguments, versions
+from elastic.pipeline.training import training_arguments, versions
 from elastic.recipe import Recipe
 from elastic.selection import Quality
 from elastic.space import Subnet
@@ -131,6 +132,7 @@ def heal(
             objective=make_objective(settings, has_teacher=True),
             teacher=taught_by,
             embed=task.outputs if task.embeds else None,
+            embedding_loss=make_embedding_loss(settings),
             measure=lambda: {task.metric.name: measure(model, task, "validation")[0]},
             callbacks=[keep_best, *callbacks],
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import platform
@@ -33,21 +32,17 @@ from elastic.checkpoint import (
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
 from elastic.folder import check_output, new_folder
-from elastic.nested import Elastic, get_elastic
+from elastic.nested import get_elastic
+from elastic.pipeline.methods import (
+    frozen_teacher,
+    make_embedding_loss,
+    make_objective,
+    make_sampler,
+    make_weights,
+)
 from elastic.pipeline.models import build_model, resolve_granularities
 from elastic.recipe import Recipe
-from elastic.space import Subnet
-from elastic.training import (
-    Distillation,
-    ElasticTrainer,
-    Joint,
-    Objective,
-    Sampler,
-    Sandwich,
-    SimilarityDistillation,
-    TaskLoss,
-    Uniform,
-)
+from elastic.training import ElasticTrainer
 
 RECIPE_NAME = "recipe.json"
 _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
@@ -78,7 +73,7 @@ def train(
     model = build_model(recipe, task)
     teacher = frozen_teacher(recipe, model)
     granularities = resolve_granularities(recipe.granularities, get_elastic(model))
-    sampler = _sampler(recipe, get_elastic(model), list(granularities.values()))
+    sampler = make_sampler(recipe, model, task, granularities)
     objective = make_objective(recipe, has_teacher=teacher is not None)
     # Only now is anything written, by one process: a recipe that does not fit leaves no trace.
     processes = PartialState()
@@ -98,6 +93,9 @@ def train(
         objective=objective,
         teacher=teacher,
         embed=task.outputs if task.embeds else None,
+        embedding_loss=make_embedding_loss(recipe),
+        weights=make_weights(recipe, granularities),
+        regularise_largest_only=recipe.training.regularise_largest_only,
         granularities=granularities,
         measure=measured_by(task, model),
         callbacks=list(callbacks),
@@ -177,54 +175,12 @@ def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True)
             raise RecipeError(f"unknown key 'training.arguments.{key}'{did_you_mean(key, known)}")
         if key in _OURS:
             raise RecipeError(f"training.arguments.{key} is set by Elastic; leave it out (the recipe has a 'seed').")
-    defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar}
+    defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar,
+                "remove_unused_columns": False}  # fmt: skip
     try:
         return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training.arguments: {error}") from None
-
-
-def _sampler(recipe: Recipe, info: Elastic, granularities: Sequence[Subnet]) -> Sampler:
-    section = recipe.training.sampler
-    if section.name == "sandwich":
-        return Sandwich(info.resolved, num_random=section.num_random, seed=recipe.seed)
-    return Joint(granularities) if section.name == "joint" else Uniform(granularities, seed=recipe.seed)
-
-
-def make_objective(recipe: Recipe, *, has_teacher: bool) -> Objective:
-    """Return the objective of a recipe.
-
-    Raises:
-        RecipeError: if it needs a teacher or a task that the recipe does not have.
-    """
-    section = recipe.training.objective
-    if section.name == "similarity":
-        if recipe.task != "sentence-similarity" or not has_teacher:
-            raise RecipeError("the objective 'similarity' is for embedders, with teacher: original.")
-        return SimilarityDistillation(section.temperature or 0.05, hidden_weight=section.hidden_weight)
-    if recipe.task == "sentence-similarity":
-        raise RecipeError("embedders learn without labels; use the objective 'similarity' with teacher: original.")
-    if section.name == "task":
-        return TaskLoss()
-    if not has_teacher and recipe.training.sampler.name == "uniform":
-        raise RecipeError(
-            "the objective 'distillation' needs several subnets a step (the sampler joint or sandwich), or teacher: "
-            "original."
-        )
-    return Distillation(section.temperature or 1.0, section.task_weight, section.hidden_weight)
-
-
-def frozen_teacher(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel | None:
-    """Return a frozen copy of the model as training found it, if the recipe wants it as teacher.
-
-    Raises:
-        RecipeError: if the model was not pretrained.
-    """
-    if recipe.training.objective.teacher != "original":
-        return None
-    if recipe.model.pretrained is None:
-        raise RecipeError("teacher: original needs model.pretrained; a model from scratch has nothing to teach.")
-    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, float]] | None:
