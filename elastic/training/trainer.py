@@ -15,7 +15,7 @@ from elastic.errors import ElasticError
 from elastic.nested import active, get_elastic, resumed_from
 from elastic.space import Subnet
 from elastic.training.objectives import Objective, Returned, TaskLoss
-from elastic.training.passes import exit_of, shared_passes
+from elastic.training.passes import SharedPass, exit_of, shared_passes
 from elastic.training.samplers import Sampler
 from elastic.training.weights import Weights, even
 
@@ -119,7 +119,7 @@ class ElasticMixin(_Base):
         self._step = _Step(sum(self._weight(subnet) for subnet in subnets))
         try:
             losses = []
-            for shared in shared_passes(subnets):
+            for shared in self._passes(subnets):
                 self._step.subnets = shared.subnets
                 with active(self._universal, shared.widest):
                     losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
@@ -127,6 +127,9 @@ class ElasticMixin(_Base):
             self._step = None
             model.train()
         return torch.stack(losses).sum()
+
+    def _passes(self, subnets: Sequence[Subnet]) -> list[SharedPass]:
+        return shared_passes(subnets)
 
     def _weight(self, subnet: Subnet | None) -> float:
         return 1.0 if subnet is None else self._weights(subnet)
