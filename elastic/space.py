@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from elastic.errors import SpaceError, did_you_mean
@@ -356,6 +356,21 @@ class ResolvedSpace:
         """Return a uniform subnet from choices as people write them (fractions or whole numbers)."""
         known = SearchSpace.from_dict({axis: [choice] for axis, choice in choices.items()}).resolve(self.dims)
         return self.uniform(**{axis: getattr(known, axis)[0] for axis in choices})
+
+    def within(self, choices: SearchSpace) -> ResolvedSpace:
+        """Return the part of the space that has only these choices; axes that are not named keep all of theirs.
+
+        Raises:
+            SpaceError: if a choice is not in the space.
+        """
+        wanted, named = choices.resolve(self.dims), choices.to_dict()
+        for axis in named:
+            for choice in getattr(wanted, axis):
+                if choice not in getattr(self, axis):
+                    raise SpaceError(
+                        f"{axis}={choice} is not in the space; its choices are {list(getattr(self, axis))}."
+                    )
+        return replace(self, **{axis: getattr(wanted, axis) for axis in named})
 
     def _kept_sublayers(
         self, exit_layer: int, layers: int, attention: int, mlp: int

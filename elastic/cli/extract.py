@@ -16,10 +16,12 @@ from elastic.cli.options import (
     SearchMethod,
     SubnetOption,
     Uniform,
+    Within,
     read_budget,
     read_input_shape,
     read_method,
     read_search_method,
+    read_space_option,
     read_subnet_option,
 )
 from elastic.cli.output import note, print_json, progress, reported
@@ -37,6 +39,7 @@ def extract(
     memory: Memory = None,
     subnet: SubnetOption = None,
     uniform: Uniform = False,
+    within: Within = None,
     method: SearchMethod = None,
     candidates: Candidates = 48,
     correct: Correct = None,
@@ -48,6 +51,7 @@ def extract(
         raise BudgetError("give either --subnet or a budget, not both.")
     budget = None if subnet else read_budget(flops, macs, params, memory)
     chosen = read_subnet_option(subnet) if subnet else None
+    space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
@@ -70,6 +74,7 @@ def extract(
                 method=read_search_method(method, uniform),
                 accept=lambda subnet: is_stock(universal, subnet),
                 num_candidates=candidates,
+                within=space,
                 on_progress=on_progress,
             ).best
     record = extract_checkpoint(universal, best, output, correction=correction)

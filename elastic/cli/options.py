@@ -36,6 +36,10 @@ Correct = Annotated[
         help="Make up for what is gone, without training, over 512 training examples: least_squares, or mean (biases).",
     ),
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(metavar="SPACE", help="Only these choices of the space, such as '{embedding_dim: [128]}'."),
+]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
 SearchMethod = Annotated[
     str | None, typer.Option("--method", help="predictor (default), heuristic, uniform or random.", metavar="METHOD")

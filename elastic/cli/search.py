@@ -13,9 +13,11 @@ from elastic.cli.options import (
     Params,
     SearchMethod,
     Uniform,
+    Within,
     read_budget,
     read_input_shape,
     read_search_method,
+    read_space_option,
 )
 from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import print_points
@@ -29,6 +31,7 @@ def search(
     params: Params = None,
     memory: Memory = None,
     uniform: Uniform = False,
+    within: Within = None,
     method: SearchMethod = None,
     candidates: Candidates = 48,
     input_shape: InputShape = None,
@@ -36,6 +39,7 @@ def search(
 ) -> None:
     """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
     budget = read_budget(flops, macs, params, memory)
+    space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.pipeline import Universal, is_stock
     from elastic.selection import search as run
@@ -50,6 +54,7 @@ def search(
             method=read_search_method(method, uniform),
             accept=lambda subnet: is_stock(universal, subnet),
             num_candidates=candidates,
+            within=space,
             on_progress=on_progress,
         )
     if as_json:

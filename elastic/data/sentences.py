@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from elastic.data.embedder import embed, load_embedder
 from elastic.data.files import load_rows, load_splits
 from elastic.data.task import SPEARMAN, Task
 from elastic.errors import RecipeError
@@ -42,7 +40,7 @@ def sentences_task(section: SentencePairData, model_name: str) -> Task:
                 )
     first, second = section.sentence_columns
     train = [] if section.labelled else _sentences(section, raw)
-    tokenizer, head, limit = _load_embedder(model_name, section.max_length)
+    tokenizer, head, limit = load_embedder(model_name, section.max_length)
 
     def encode(texts: Sequence[str]) -> dict[str, Any]:
         return dict(tokenizer(list(texts), truncation=True, max_length=limit))
@@ -82,55 +80,6 @@ def _sentences(section: SentencePairData, raw: Mapping[str, Any]) -> list[str]:
         for column in section.sentence_columns:
             texts.update(load_rows(path, column))
     return sorted(text for text in texts - held_out if text.strip())[: section.max_train]
-
-
-def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the pooled embeddings ``(batch, width)`` of what a model returned."""
-    features = {"token_embeddings": returned["last_hidden_state"], "attention_mask": inputs["attention_mask"]}
-    return head(features)["sentence_embedding"]  # type: ignore[no-any-return]
-
-
-def _load_embedder(name: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, nn.Module, int]:
-    """Load the tokenizer, what follows the Transformer (pooling, ...), and the longest input in tokens.
-
-    The Transformer itself is the model that becomes elastic; an extracted one may not load as stock at all.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise RecipeError(
-            "the task 'sentence-similarity' needs sentence-transformers: `pip install sentence-transformers`."
-        ) from None
-    folder = Path(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if (folder / "modules.json").is_file():
-            head, limit = _load_head(folder), _read_limit(folder)
-        else:
-            embedder = SentenceTransformer(name, device="cpu")
-            head, limit = list(embedder)[1:], embedder.max_seq_length
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"the embedder '{name}' cannot be loaded: {error}") from None
-    limit = max_length or limit or tokenizer.model_max_length
-    return tokenizer, nn.Sequential(*head).eval().requires_grad_(False), int(limit)
-
-
-def _load_head(folder: Path) -> list[nn.Module]:
-    from sentence_transformers.util import import_from_string
-
-    modules = []
-    for entry in json.loads((folder / "modules.json").read_text())[1:]:
-        # Another package's class would be somebody else's code.
-        if not entry["type"].startswith("sentence_transformers."):
-            raise RecipeError(f"{folder} has the module {entry['type']}, which is not one of sentence-transformers.")
-        module_class: Any = import_from_string(entry["type"])
-        modules.append(module_class.load(str(folder), subfolder=entry["path"]))
-    return modules
-
-
-def _read_limit(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
 
 
 def _rows(encoded: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -100,13 +100,20 @@ NEXT_TOKEN_LOSS = Metric("loss", higher_is_better=False, items=next_token_losses
 SPEARMAN = Metric("spearman", higher_is_better=True, items=pair_similarities, value=rank_correlation)
 
 
-def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]:
+def measure(model: PreTrainedModel, task: Task, split: str, *, embedding_dim: int | None = None) -> tuple[float, int]:
     """Return the metric of what the model runs (see `elastic.active`) on a split, and of how many items it is the mean.
+
+    Args:
+        model: whose active subnet runs, if it is elastic.
+        task: the data and its metric.
+        split: on which examples.
+        embedding_dim: how many dimensions of the embeddings count; by default those of the active subnet.
 
     Raises:
         RecipeError: if the task has no such split.
     """
-    kept = get_elastic(model).active.current.embedding_dim if is_elastic(model) else None
+    if embedding_dim is None and is_elastic(model):
+        embedding_dim = get_elastic(model).active.current.embedding_dim
     if split not in task.splits:
         raise RecipeError(f"the recipe's data has no '{split}' split; it has {', '.join(task.splits)}.")
     items = []
@@ -115,7 +122,7 @@ def measure(model: PreTrainedModel, task: Task, split: str) -> tuple[float, int]
             labels = batch.pop("labels")
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             outputs = task.outputs(model(**inputs), inputs)
-            items.append(task.metric.items((outputs[..., :kept] if task.embeds else outputs).cpu(), labels))
+            items.append(task.metric.items((outputs[..., :embedding_dim] if task.embeds else outputs).cpu(), labels))
     measured = torch.cat(items)
     return task.metric.value(measured), len(measured)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -61,25 +60,12 @@ def make_sampler(recipe: Recipe, model: PreTrainedModel, task: Task, granulariti
         return _sampler(training.sampler, recipe, model, task, space, granularities)
     samplers = []
     for index, stage in enumerate(training.stages):
-        part = _part(space, stage.space, f"training.stages.{index}.space")
+        part = space.within(SearchSpace.from_dict(stage.space))
         within = {name: subnet for name, subnet in granularities.items() if subnet in part}
         if not within:
             raise RecipeError(f"none of the granularities lies in training.stages.{index}.space.")
         samplers.append(_sampler(stage.sampler, recipe, model, task, part, within))
     return Stages(samplers, [stage.start for stage in training.stages])
-
-
-def _part(space: ResolvedSpace, choices: Mapping[str, list[int | float]], where: str) -> ResolvedSpace:
-    """Return the space with only these choices."""
-    wanted = SearchSpace.from_dict(choices).resolve(space.dims)
-    for axis in choices:
-        for choice in getattr(wanted, axis):
-            if choice not in getattr(space, axis):
-                raise RecipeError(
-                    f"{where}: {axis}={choice} is not in the recipe's space; its choices are "
-                    f"{list(getattr(space, axis))}."
-                )
-    return dataclasses.replace(space, **{axis: getattr(wanted, axis) for axis in choices})
 
 
 def _sampler(

@@ -15,7 +15,7 @@ from transformers import (
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.cost import CostModel, InputShapes
-from elastic.data import Task, calibration_of, fingerprint, load_task, measure
+from elastic.data import MODULES_NAME, Task, calibration_of, fingerprint, load_task, measure, truncate_embedder
 from elastic.errors import CheckpointError
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
 from elastic.folder import check_output, new_folder
@@ -135,7 +135,7 @@ def extract_checkpoint(
     corrected = None if correction is None else _correct(universal, subnet, small, correction)
     test_quality = None
     if "test" in universal.task.splits:
-        value, count = measure(small, universal.task, "test")
+        value, count = measure(small, universal.task, "test", embedding_dim=subnet.embedding_dim)
         metric = universal.task.metric
         test_quality = Quality(metric.name, value, metric.higher_is_better, "test", count).to_dict()
     record = CheckpointRecord(
@@ -157,6 +157,8 @@ def extract_checkpoint(
     with new_folder(output) as folder:
         save_checkpoint(small, record, folder)
         copy_companions(universal.folder, folder)
+        if subnet.embedding_dim and (folder / MODULES_NAME).is_file():
+            truncate_embedder(folder, universal.elastic.dims.hidden, subnet.embedding_dim)
         if universal.task.tokenizer is not None:
             universal.task.tokenizer.save_pretrained(folder)
     return record
@@ -165,7 +167,7 @@ def extract_checkpoint(
 def _correct(universal: Universal, subnet: Subnet, small: PreTrainedModel, correction: Correction) -> dict[str, Any]:
     data = calibration_of(universal.task, NUM_CALIBRATION)
     correct(universal.model, subnet, small, data, method=correction)
-    value, count = measure(small, universal.task, "validation")
+    value, count = measure(small, universal.task, "validation", embedding_dim=subnet.embedding_dim)
     metric = universal.task.metric
     return {
         "method": correction,

@@ -17,7 +17,7 @@ from elastic.selection.candidates import Candidate, candidates, neighbours, rand
 from elastic.selection.measured import Measured, Quality
 from elastic.selection.optimal import predicted_best
 from elastic.selection.predictor import Predictor, fit_predictor
-from elastic.space import ResolvedSpace, Subnet
+from elastic.space import ResolvedSpace, SearchSpace, Subnet
 
 Evaluate = Callable[[Subnet], Quality | float]
 """Measures a subnet on held-out data; a plain number means that higher is better."""
@@ -56,6 +56,7 @@ def search(
     method: Method = "predictor",
     accept: Callable[[Subnet], bool] = lambda subnet: True,
     num_candidates: int = 48,
+    within: SearchSpace | None = None,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> SearchResult:
@@ -79,14 +80,16 @@ def search(
         method: how candidates are found.
         accept: for ``uniform``: which subnets are wanted, such as those that stock transformers loads.
         num_candidates: how many of them are measured at most, besides what the predictor needs.
+        within: only these choices of the model's space, such as one number of embedding dimensions.
         seed: of random draws.
         on_progress: called after each measurement.
 
     Raises:
+        SpaceError: if ``within`` has choices that the model's space has not.
         BudgetError: if no subnet meets the budget; names what the smallest needs.
         CheckError: if no measured quality is a finite number.
     """
-    space = get_elastic(model).resolved
+    space = get_elastic(model).resolved.within(within or SearchSpace())
     cost_model = CostModel.of(model, input_shapes or default_input_shapes(model))
     limits = budget.limits(cost_model.cost(space.largest))
     limits.check_reachable(cost_model.cost(space.smallest))

@@ -41,7 +41,7 @@ def make_elastic_embedder(
     if transformer is None:
         raise ElasticError(f"the embedder's first module, {type(embedder[0]).__name__}, holds no Transformer.")
     make_elastic(transformer, space, drop_order)
-    embedder._elastic = get_elastic(transformer)
+    embedder._elastic = get_elastic(transformer)  # type: ignore[assignment]
     normalises = any(isinstance(module, Normalize) for module in embedder)
 
     def truncate(module: nn.Module, inputs: Any, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,7 +77,13 @@ class ElasticSentenceTransformerTrainer(ElasticMixin, SentenceTransformerTrainer
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the loss of sentence-transformers, with the share of this subnet in the step."""
-        computed = SentenceTransformerTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        computed: Any = SentenceTransformerTrainer.compute_loss(
+            self,
+            model,  # type: ignore[arg-type]
+            inputs,
+            return_outputs,
+            num_items_in_batch,
+        )
         if self._step is None:
             return computed
         (subnet,) = self._step.subnets
