@@ -47,8 +47,8 @@ class CheckError(ElasticError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, else the list of known names."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    by_lower = {one.lower(): one for one in sorted(known)}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if nearest:
-        return f"; did you mean '{nearest[0]}'?"
-    return f"; known: {', '.join(known)}"
+        return f"; did you mean '{by_lower[nearest[0]]}'?"
+    return f"; known: {', '.join(by_lower.values())}"

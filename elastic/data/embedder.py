@@ -79,7 +79,7 @@ def truncate_embedder(folder: Path, width: int, kept: int) -> None:
     entries = json.loads(path.read_text())
     if entries[-1]["type"].rpartition(".")[2] == "Normalize":
         entries.pop()
-    pick = Dense(width, kept, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(width)[:kept])
+    pick = Dense(width, kept, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(kept, width))
     for module in (pick, Normalize()):
         name = f"{len(entries)}_{type(module).__name__}"
         (folder / name).mkdir(exist_ok=True)

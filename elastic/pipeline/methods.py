@@ -170,7 +170,10 @@ def make_embedding_loss(recipe: Recipe) -> EmbeddingLoss | None:
 
     known = {key for key in dir(losses) if hasattr(getattr(losses, key), "compute_loss_from_embeddings")}
     if name not in known:
-        raise RecipeError(f"training.objective.label_loss is '{name}'{did_you_mean(name, known)}")
+        raise RecipeError(
+            f"training.objective.label_loss is '{name}', no loss of sentence-transformers over embeddings"
+            f"{did_you_mean(name, known)}"
+        )
     loss = getattr(losses, name)(model=None)
 
     def of_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

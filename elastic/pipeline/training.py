@@ -75,6 +75,7 @@ def train(
     granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     sampler = make_sampler(recipe, model, task, granularities)
     objective = make_objective(recipe, has_teacher=teacher is not None)
+    embedding_loss, weights = make_embedding_loss(recipe), make_weights(recipe, granularities)
     # Only now is anything written, by one process: a recipe that does not fit leaves no trace.
     processes = PartialState()
     processes.wait_for_everyone()
@@ -93,8 +94,8 @@ def train(
         objective=objective,
         teacher=teacher,
         embed=task.outputs if task.embeds else None,
-        embedding_loss=make_embedding_loss(recipe),
-        weights=make_weights(recipe, granularities),
+        embedding_loss=embedding_loss,
+        weights=weights,
         regularise_largest_only=recipe.training.regularise_largest_only,
         granularities=granularities,
         measure=measured_by(task, model),

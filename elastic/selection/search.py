@@ -89,9 +89,10 @@ def search(
         BudgetError: if no subnet meets the budget; names what the smallest needs.
         CheckError: if no measured quality is a finite number.
     """
-    space = get_elastic(model).resolved.within(within or SearchSpace())
+    whole = get_elastic(model).resolved
+    space = whole.within(within or SearchSpace())
     cost_model = CostModel.of(model, input_shapes or default_input_shapes(model))
-    limits = budget.limits(cost_model.cost(space.largest))
+    limits = budget.limits(cost_model.cost(whole.largest))
     limits.check_reachable(cost_model.cost(space.smallest))
     measure = _Memory(evaluate)
     predictor, optima = None, []
