@@ -8,7 +8,7 @@ from elastic.data.calibration import Calibration, calibration_from_text, calibra
 from elastic.data.embedder import MODULES_NAME, truncate_embedder
 from elastic.data.task import Metric, Task, fingerprint, measure
 from elastic.errors import RecipeError
-from elastic.recipe import DigitsData, ImageData, Recipe, SentencePairData, StdlibData
+from elastic.recipe import DigitsData, DocstringData, ImageData, Recipe, SentencePairData, StdlibData
 
 __all__ = [
     "MODULES_NAME",
@@ -28,6 +28,7 @@ _TASK_OF_SOURCE = {
     "images": "image-classification",
     "stdlib": "causal-lm",
     "text": "causal-lm",
+    "docstrings": "sentence-similarity",
     "sentence-pairs": "sentence-similarity",
 }
 
@@ -56,12 +57,15 @@ def load_task(recipe: Recipe, model_folder: Path | None = None) -> Task:
         from elastic.data.images import images_task
 
         return images_task(section)
-    if isinstance(section, SentencePairData):
+    if isinstance(section, SentencePairData | DocstringData):
         embedder = model_folder or recipe.model.pretrained
         if embedder is None:
             raise RecipeError("the task 'sentence-similarity' needs model.pretrained: an embedder with its tokenizer.")
+        from elastic.data.docstrings import docstrings_task
         from elastic.data.sentences import sentences_task
 
+        if isinstance(section, DocstringData):
+            return docstrings_task(section, str(embedder))
         return sentences_task(section, str(embedder))
     from elastic.data.text import stdlib_task, text_task
 

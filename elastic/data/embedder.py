@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def truncate_embedder(folder: Path, width: int, kept: int) -> None:
     path = folder / MODULES_NAME
     entries = json.loads(path.read_text())
     if entries[-1]["type"].rpartition(".")[2] == "Normalize":
-        entries.pop()
+        shutil.rmtree(folder / entries.pop()["path"], ignore_errors=True)
     pick = Dense(width, kept, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(kept, width))
     for module in (pick, Normalize()):
         name = f"{len(entries)}_{type(module).__name__}"

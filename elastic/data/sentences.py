@@ -15,6 +15,7 @@ from elastic.errors import RecipeError
 from elastic.recipe import SentencePairData
 
 COST_TOKENS = 128
+Pair = tuple[str, str, float]
 
 
 def sentences_task(section: SentencePairData, model_name: str) -> Task:
@@ -38,21 +39,35 @@ def sentences_task(section: SentencePairData, model_name: str) -> Task:
                     f"the {split} data at {section.path} has no column '{column}'; it has "
                     f"{', '.join(data.column_names)}."
                 )
-    first, second = section.sentence_columns
-    train = [] if section.labelled else _sentences(section, raw)
-    tokenizer, head, limit = load_embedder(model_name, section.max_length)
+    pairs = {
+        split: list(zip(*(data[column] for column in columns), strict=True))
+        for split, data in raw.items()
+        if split != "train" or section.labelled
+    }
+    sentences = [] if section.labelled else _sentences(section, raw)
+    return pairs_task(pairs, model_name, section.max_length, sentences=sentences)
 
-    def encode(texts: Sequence[str]) -> dict[str, Any]:
-        return dict(tokenizer(list(texts), truncation=True, max_length=limit))
 
-    datasets: dict[str, Any] = {"train": _rows(encode(train)) if train else []}
-    for split in ("train", "validation", "test") if section.labelled else ("validation", "test"):
-        if split in raw:
-            pairs = zip(_rows(encode(raw[split][first])), _rows(encode(raw[split][second])), strict=True)
-            datasets[split] = [
-                {"first": a, "second": b, "labels": float(score)}
-                for (a, b), score in zip(pairs, raw[split][section.score_column], strict=True)
-            ]
+def pairs_task(
+    pairs: Mapping[str, Sequence[Pair]], model_name: str, max_length: int | None, *, sentences: Sequence[str] = ()
+) -> Task:
+    """Return the task of embedding so that cosine similarities rank pairs as their scores do.
+
+    Args:
+        pairs: for each split, ``(first, second, score)``.
+        model_name: as of `sentences_task`.
+        max_length: longest input in tokens; None for the embedder's own.
+        sentences: what to train on where there are no train pairs.
+    """
+    tokenizer, head, limit = load_embedder(model_name, max_length)
+
+    def encode(texts: Sequence[str]) -> list[dict[str, Any]]:
+        return _rows(dict(tokenizer(list(texts), truncation=True, max_length=limit))) if texts else []
+
+    datasets: dict[str, Any] = {"train": encode(sentences)}
+    for split, rows in pairs.items():
+        encoded = zip(encode([row[0] for row in rows]), encode([row[1] for row in rows]), rows, strict=True)
+        datasets[split] = [{"first": a, "second": b, "labels": float(row[2])} for a, b, row in encoded]
 
     def outputs(returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return embed(head, returned, inputs)

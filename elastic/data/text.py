@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,36 +9,25 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from elastic.data.stdlib import library_sources
 from elastic.data.task import NEXT_TOKEN_LOSS, Task
 from elastic.errors import RecipeError
 from elastic.recipe import StdlibData, TextData
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-_NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
 def stdlib_task(section: StdlibData) -> Task:
-    """Return the sources of the running interpreter's standard library.
-
-    Whole files are held out, chosen by the hash of their path: 5 % for validation, 5 % for test.
-    """
+    """Return the sources of the running interpreter's standard library (see `elastic.data.stdlib`)."""
     splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     num_bytes = 0
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py"), key=lambda p: _path_hash(p.relative_to(root))):
-        name = path.relative_to(root)
-        if _NO_LIBRARY.intersection(name.parts) or num_bytes >= section.max_bytes:
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        num_bytes += len(text.encode())
-        share = _path_hash(name) % 100
-        splits["validation" if share < 5 else "test" if share < 10 else "train"].append(text)
+    for split, source in library_sources():
+        if num_bytes >= section.max_bytes:
+            break
+        num_bytes += len(source.encode())
+        splits[split].append(source)
     return _text_task(splits, _train_tokenizer(splits["train"], section.vocab_size), section.sequence_length)
-
-
-def _path_hash(path: Path) -> int:
-    return int(hashlib.sha256(path.as_posix().encode()).hexdigest(), 16)
 
 
 def text_task(section: TextData) -> Task:

@@ -1,6 +1,14 @@
 """Recipes: one YAML file says which model is trained, on what, with which method."""
 
-from elastic.recipe.data import DataSection, DigitsData, ImageData, SentencePairData, StdlibData, TextData
+from elastic.recipe.data import (
+    DataSection,
+    DigitsData,
+    DocstringData,
+    ImageData,
+    SentencePairData,
+    StdlibData,
+    TextData,
+)
 from elastic.recipe.recipe import ModelSection, Recipe, load_recipe, parse_recipe, recipe_schema
 from elastic.recipe.section import Section
 from elastic.recipe.training import ObjectiveSection, SamplerSection, StageSection, TrainingSection
@@ -8,6 +16,7 @@ from elastic.recipe.training import ObjectiveSection, SamplerSection, StageSecti
 __all__ = [
     "DataSection",
     "DigitsData",
+    "DocstringData",
     "ImageData",
     "ModelSection",
     "ObjectiveSection",

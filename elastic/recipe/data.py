@@ -27,6 +27,19 @@ class StdlibData(Section):
     sequence_length: int = Field(128, ge=8, description="Tokens of one training example.")
 
 
+class DocstringData(Section):
+    """Functions of Python's standard library and their docstrings, as labelled pairs for models that embed.
+
+    Every function comes with its own docstring's first sentence (score 1) and with another one of its file (score 0).
+    """
+
+    source: Literal["docstrings"]
+    labelled: Literal[True] = True
+    max_train: int | None = Field(None, ge=1, description="Use only so many training pairs.")
+    max_length: int | None = Field(None, ge=8, description="Longest input in tokens; by default the embedder's own.")
+    seed: int = Field(0, description="Seed of which other docstring a function is paired with.")
+
+
 class ImageData(Section):
     """Images with labels, from parquet files or the Hub (column types as in `datasets`)."""
 
@@ -76,10 +89,11 @@ class SentencePairData(Section):
 DATA_SECTIONS: dict[str, type[Section]] = {
     "digits": DigitsData,
     "stdlib": StdlibData,
+    "docstrings": DocstringData,
     "images": ImageData,
     "text": TextData,
     "sentence-pairs": SentencePairData,
 }
 DataSection = Annotated[
-    DigitsData | StdlibData | ImageData | TextData | SentencePairData, Field(discriminator="source")
+    DigitsData | StdlibData | DocstringData | ImageData | TextData | SentencePairData, Field(discriminator="source")
 ]
