@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # From nothing to a proven ONNX file: train, plot, cut to half of the FLOPs, export, verify, measure.
 demo: $(INSTALLED)
 	rm -rf demo/report demo/half demo/bundle
-	test -d demo/universal || $(BIN)/elastic train recipes/matformer_vit_digits.yaml -o demo/universal $(if $(wildcard demo/universal.training),--resume)
+	test -d demo/universal || $(BIN)/elastic train recipes/matformer.yaml -o demo/universal $(if $(wildcard demo/universal.training),--resume)
 	$(BIN)/elastic info demo/universal
 	$(BIN)/elastic eval demo/universal
 	$(BIN)/elastic pareto demo/universal -o demo/report

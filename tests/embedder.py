@@ -37,8 +37,8 @@ WORDS = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def write_embedder(folder: Path) -> Path:
-    """Write a random BERT of three layers with mean pooling and normalisation."""
+def write_embedder(folder: Path, *, layers: int = 3, hidden: int = 32) -> Path:
+    """Write a random BERT with mean pooling and normalisation."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -52,8 +52,8 @@ def write_embedder(folder: Path) -> Path:
         torch.manual_seed(0)
         model = BertModel(
             BertConfig(
-                hidden_size=32,
-                num_hidden_layers=3,
+                hidden_size=hidden,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 intermediate_size=64,
                 vocab_size=len(vocabulary),
@@ -65,7 +65,7 @@ def write_embedder(folder: Path) -> Path:
     model.save_pretrained(plain)
     fast.save_pretrained(plain)
     transformer = Transformer(str(plain))
-    SentenceTransformer(modules=[transformer, Pooling(32), Normalize()], device="cpu").save(str(folder))
+    SentenceTransformer(modules=[transformer, Pooling(hidden), Normalize()], device="cpu").save(str(folder))
     return folder
 
 

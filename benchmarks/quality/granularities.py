@@ -3,7 +3,7 @@ r"""Each granularity of the universal model against a model of that size trained
 Iso-step and iso-data, not iso-FLOP: a universal step runs several subnets, and costs the sum of their FLOPs.
 Test data is used once, by this benchmark, after all choices.
 
-    python benchmarks/quality/granularities.py recipes/matformer_vit_digits.yaml \
+    python benchmarks/quality/granularities.py recipes/matformer.yaml \
         -o benchmarks/results/granularities_vit_digits.csv
 """
 

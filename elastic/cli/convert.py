@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elastic.cli.options import Correct, InputShape, Json, Output, read_input_shape, read_method, read_space_option
+from elastic.cli.options import (
+    Correct,
+    InputShape,
+    Json,
+    Output,
+    Overrides,
+    Variant,
+    read_input_shape,
+    read_method,
+    read_space_option,
+)
 from elastic.cli.output import note, print_json, print_table, reported
 from elastic.errors import ElasticError, SpaceError
 
@@ -29,9 +39,8 @@ def convert(
         Path | None,
         typer.Option(help="Recipe: its data calibrates, its metric fills the table; its space, where none is given."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
+    variant: Variant = None,
+    overrides: Overrides = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Calibrate on this text or parquet file, or Hub dataset.")
     ] = None,
@@ -68,7 +77,7 @@ def convert(
 
     check_output(output)
     correction = read_method("--correct", correct, CORRECTIONS)
-    settings = None if recipe is None else load_recipe(recipe, overrides or [])
+    settings = None if recipe is None else load_recipe(recipe, overrides or [], variant=variant)
     plan = plan_conversion(
         model,
         read_space_option(space) if space else SearchSpace.from_dict(settings.space if settings else {}),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from elastic.cli.options import Json, Output
+from elastic.cli.options import Json, Output, Overrides, Variant
 from elastic.cli.output import note, print_json, reported
 
 
@@ -21,15 +21,14 @@ def heal(
         str | None,
         typer.Option(metavar="DIR", help="The universal model that teaches. Default: the recipe's model.pretrained."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
+    variant: Variant = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Train an extracted model by the model it was cut from, until held-out quality stops rising."""
     from elastic.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(recipe, overrides or [], variant=variant)
     from elastic.cli.training_log import TrainingLog
     from elastic.pipeline import heal as run
 

@@ -28,6 +28,10 @@ InputShape = Annotated[
 SubnetOption = Annotated[
     str | None, typer.Option("--subnet", metavar="JSON", help="A subnet: a JSON file, or the JSON itself.")
 ]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
+]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help="One of the recipe's variants.")]
 Correct = Annotated[
     str | None,
     typer.Option(

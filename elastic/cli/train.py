@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from elastic.cli.options import Json, Output
+from elastic.cli.options import Json, Output, Overrides, Variant
 from elastic.cli.output import note, print_json, print_table, reported
 
 
@@ -16,16 +16,15 @@ from elastic.cli.output import note, print_json, print_table, reported
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe: a YAML file.")],
     output: Output,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
+    variant: Variant = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run beside OUT.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the universal model of a recipe."""
     from elastic.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_recipe(recipe, overrides or [], variant=variant)
     from accelerate import PartialState
 
     from elastic.cli.training_log import TrainingLog

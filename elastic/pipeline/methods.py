@@ -81,7 +81,7 @@ def _sampler(
         case JointSampler():
             return Joint(named)
         case RandomSampler():
-            return Random(space, seed, section.per_micro_step)
+            return Random(space, seed, section.per_micro_step, section.largest)
         case SandwichSampler():
             return Sandwich(space, section.num_random, seed, named if section.granularities else ())
         case ExitPairsSampler():

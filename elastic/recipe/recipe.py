@@ -49,15 +49,18 @@ class Recipe(Section):
         {}, description="Named uniform subnets, such as S: {ffn: 0.125}; axes left out are at their largest."
     )
     training: TrainingSection = TrainingSection()
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="Named changes, such as other data: keys with their sections (a.b) to values."
+    )
     seed: int = 0
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with ``a.b=value`` overrides.
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, variant: str | None = None) -> Recipe:
+    """Read a recipe, with the changes of one of its variants, and ``a.b=value`` overrides after them.
 
     Raises:
         RecipeError: if the file is missing or not YAML, a key is unknown (suggests the right one), or a value is
-            not allowed.
+            not allowed, or there is no such variant.
     """
     if not path.is_file():
         raise RecipeError(f"there is no recipe at {path}; the recipes that come with Elastic are in recipes/.")
@@ -67,6 +70,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is empty or not a mapping of keys to values; see recipes/ for examples.")
+    if variant is not None:
+        _vary(data, variant, str(path))
     for override in overrides:
         _override(data, override)
     return parse_recipe(data, str(path))
@@ -84,20 +89,34 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
         raise RecipeError(f"{where}: {_first_problem(error, data)}") from None
 
 
+def _vary(data: dict[str, Any], variant: str, where: str) -> None:
+    variants = data.get("variants")
+    if not isinstance(variants, dict) or not isinstance(variants.get(variant), dict):
+        known = variants if isinstance(variants, dict) else []
+        raise RecipeError(f"{where} has no variant '{variant}'{did_you_mean(variant, known) if known else '.'}")
+    for path, value in data.pop("variants")[variant].items():
+        _put(data, path, value, f"{where}: variants.{variant}")
+
+
 def _override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise RecipeError(f"--set {override}: write it as key.subkey=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
+    _put(data, path, value, f"--set {override}")
+
+
+def _put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
     *parents, last = path.split(".")
     for part in parents:
         child = data.setdefault(part, {})
         if not isinstance(child, dict):
-            raise RecipeError(f"--set {override}: '{part}' is a value, not a section.")
+            raise RecipeError(f"{where}: '{part}' is a value, not a section.")
         data = child
-    try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
+    data[last] = value
 
 
 def _first_problem(error: ValidationError, data: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ class RandomSampler(Section):
 
     name: Literal["random"]
     per_micro_step: bool = Field(False, description="Another one for each batch that is accumulated into a step.")
+    largest: float = Field(0.0, ge=0, le=1, description="How often it is the largest instead.")
 
 
 class SandwichSampler(Section):

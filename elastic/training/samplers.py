@@ -86,10 +86,13 @@ class Random:
     space: ResolvedSpace
     seed: int = 0
     per_micro_step: bool = False
+    largest: float = 0.0
+    """How often it is the largest instead, so that this one is not left to chance."""
 
     def __call__(self, step: int, micro_step: int) -> Sequence[Subnet]:
         """Return one subnet."""
-        return [self.space.sample(generator(self.seed, step, micro_step if self.per_micro_step else 0))]
+        rng = generator(self.seed, step, micro_step if self.per_micro_step else 0)
+        return [self.space.largest if rng.random() < self.largest else self.space.sample(rng)]
 
 
 @dataclass(frozen=True)

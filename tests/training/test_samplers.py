@@ -92,6 +92,11 @@ def test_random_draws_anew_for_each_batch_only_if_asked():
     assert all(subnet in SPACE for micro_step in range(20) for subnet in each(3, micro_step))
 
 
+def test_the_largest_is_drawn_as_often_as_asked():
+    sampler = Random(SPACE, 0, largest=0.5)
+    assert 450 <= sum(sampler(step, 0)[0] == SPACE.largest for step in range(1000)) <= 560
+
+
 def test_exit_pairs_are_four_of_which_one_is_whole():
     for step in range(30):
         whole, narrow, early, both = ExitPairs(GRID, 0)(step, 0)
