@@ -1,33 +1,47 @@
 r"""Each granularity of the universal model against a model of that size trained alone for as many optimizer steps.
 
-Iso-step and iso-data, not iso-FLOP: a universal step runs several subnets, and costs the sum of their FLOPs.
-Test data is used once, by this benchmark, after all choices.
+Iso-step and iso-data, not iso-FLOP: what the universal training costs, as a share of training all of them, is printed
+and stored. Test data is used once, by this benchmark, after all choices.
 
     python benchmarks/quality/granularities.py recipes/matformer.yaml \
         -o benchmarks/results/granularities_vit_digits.csv
+    python benchmarks/quality/granularities.py recipes/matformer.yaml --variant cifar10 \
+        --set data.path=$ELASTIC_DATA/cifar10 -o benchmarks/results/granularities_vit_cifar10.csv
+
+Rows of kind "mix" are subnets between two granularities, by MatFormer's rule (the first layers at the smaller width),
+with what the straight line between the two would give at their FLOPs. Agreement is how often the largest predicts the
+same; of models trained alone, the largest trained alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import write_csv
 
-from elastic.data import load_task
+from elastic.cost import CostModel
+from elastic.data import Task, load_task
 from elastic.families import FAMILIES
-from elastic.nested import get_elastic
+from elastic.nested import active, evaluating, get_elastic
 from elastic.pipeline import Universal, train
+from elastic.pipeline.methods import make_sampler
 from elastic.pipeline.models import build_model
 from elastic.recipe import Recipe, load_recipe, parse_recipe
 from elastic.space import Subnet
+
+Row = dict[str, Any]
 
 
 def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
@@ -40,7 +54,7 @@ def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
     config[family.layers_field] = len(subnet.kept_layers)
     config[family.ffn_field] = subnet.ffn[layer]
     if subnet.heads[layer] != info.dims.heads:
-        config["head_dim"] = config["hidden_size"] // info.dims.heads
+        config["head_dim"] = info.dims.hidden // info.dims.heads
         config[family.heads_field] = subnet.heads[layer]
         if family.kv_heads_field:
             config[family.kv_heads_field] = subnet.heads[layer] // info.dims.heads_per_group
@@ -49,49 +63,99 @@ def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
     return parse_recipe(data, "alone")
 
 
+def training_cost(recipe: Recipe, universal: Universal) -> float:
+    """FLOPs of the universal training by those of training every granularity, teachers' passes included."""
+    task, costs = universal.task, universal.cost_model
+    sampler = make_sampler(recipe, universal.model, task, universal.granularities)
+    steps = range(2000)
+    spent = statistics.mean(sum(costs.cost(subnet).flops for subnet in sampler(step, 0)) for step in steps)
+    return spent / sum(costs.cost(subnet).flops for subnet in universal.granularities.values())
+
+
+def predictions(model: PreTrainedModel, task: Task, split: str) -> torch.Tensor:
+    """The most likely class, or the most likely next token at every place."""
+    found = []
+    with torch.inference_mode(), evaluating(model):
+        for batch in DataLoader(task.datasets[split], batch_size=task.measure_batch_size, collate_fn=task.collate):
+            batch.pop("labels")
+            found.append(task.outputs(model(**batch), batch).argmax(-1).flatten())
+    return torch.cat(found)
+
+
+def mixtures(universal: Universal) -> dict[str, tuple[Subnet, str, str]]:
+    """Half of the layers at one granularity, half at the next, for neighbours that differ in FFN width alone."""
+    found = {}
+    named = sorted(universal.granularities.items(), key=lambda item: universal.cost_model.cost(item[1]).flops)
+    for (low, small), (high, large) in itertools.pairwise(named):
+        if small.heads == large.heads and all(small.ffn):
+            half = small.num_layers // 2
+            found[f"{low}+{high}"] = (Subnet((*small.ffn[:half], *large.ffn[half:]), small.heads), low, high)
+    return found
+
+
+def compare(recipe: Recipe, split: str, folder: Path) -> list[Row]:
+    """Train the universal model and every granularity alone, and measure all of them."""
+    train(recipe, folder / "universal", progress_bar=False)
+    universal = Universal.open(folder / "universal")
+    task, costs = universal.task, universal.cost_model
+    share = training_cost(recipe, universal)
+    rows, predicted = [], {}
+    for name, subnet in universal.granularities.items():
+        train(alone(recipe, subnet), folder / name, progress_bar=False)
+        single = Universal.open(folder / name)
+        full = single.elastic.resolved.largest
+        cost = costs.cost(subnet)
+        assert CostModel.of(single.model, universal.input_shapes).cost(full).flops == cost.flops
+        with active(universal.model, subnet):
+            predicted[name] = (predictions(universal.model, task, split), predictions(single.model, task, split))
+        rows.append({
+            "seed": recipe.seed, "kind": "granularity", "granularity": name, "flops": cost.flops,
+            "params": cost.params, "split": split, "metric": task.metric.name,
+            "universal": universal.measure(subnet, split).value, "alone": single.measure(full, split).value,
+            "training_cost": round(share, 3),
+        })  # fmt: skip
+    largest = max(rows, key=lambda row: row["flops"])["granularity"]
+    for row in rows:
+        for index, kind in enumerate(("universal", "alone")):
+            agree = predicted[row["granularity"]][index] == predicted[largest][index]
+            row[f"agreement_{kind}"] = round(100 * float(agree.float().mean()), 2)
+    values = {row["granularity"]: row for row in rows}
+    for name, (subnet, low, high) in mixtures(universal).items():
+        cost = costs.cost(subnet)
+        ends = values[low], values[high]
+        place = (cost.flops - ends[0]["flops"]) / (ends[1]["flops"] - ends[0]["flops"])
+        line = ends[0]["universal"] + place * (ends[1]["universal"] - ends[0]["universal"])
+        rows.append({**ends[0], "kind": "mix", "granularity": name, "flops": cost.flops, "params": cost.params,
+                     "universal": universal.measure(subnet, split).value, "alone": line, "agreement_universal": "",
+                     "agreement_alone": ""})  # fmt: skip
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", help="validation while a recipe is being designed")
+    parser.add_argument("--variant")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
-    rows = []
-    for seed in range(args.seeds):
-        recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}"])
+    rows: list[Row] = []
+    for seed in args.seeds:
+        recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}"], variant=args.variant)
         with tempfile.TemporaryDirectory() as folder:
-            train(recipe, Path(folder) / "universal", progress_bar=False)
-            universal = Universal.open(Path(folder) / "universal")
-            for name, subnet in universal.granularities.items():
-                train(alone(recipe, subnet), Path(folder) / name, progress_bar=False)
-                single = Universal.open(Path(folder) / name)
-                full = single.elastic.resolved.largest
-                cost = universal.cost_model.cost(subnet)
-                assert single.cost_model.cost(full).flops == cost.flops
-                rows.append(
-                    {
-                        "seed": seed,
-                        "granularity": name,
-                        "flops": cost.flops,
-                        "params": cost.params,
-                        "split": args.split,
-                        "metric": universal.task.metric.name,
-                        "universal": universal.measure(subnet, args.split).value,
-                        "alone": single.measure(full, args.split).value,
-                    }
-                )
-                print(rows[-1], flush=True)
-    write_csv(args.output, rows)
+            rows += compare(recipe, args.split, Path(folder))
+        write_csv(args.output, rows)
+        print(*rows, sep="\n", flush=True)
+    print(f"The universal training costs {rows[0]['training_cost']:.3f} of training all granularities.")
     for name in dict.fromkeys(row["granularity"] for row in rows):
-        universal_mean, alone_mean = (
-            statistics.mean(row[column] for row in rows if row["granularity"] == name)
-            for column in ("universal", "alone")
-        )
-        print(f"{name}: universal {universal_mean:.2f}, alone {alone_mean:.2f}, gap {universal_mean - alone_mean:+.2f}")
+        same = [row for row in rows if row["granularity"] == name]
+        ours, theirs = (statistics.mean(row[column] for row in same) for column in ("universal", "alone"))
+        what = "line" if same[0]["kind"] == "mix" else "alone"
+        print(f"{name}: universal {ours:.3f}, {what} {theirs:.3f}, gap {ours - theirs:+.3f}, ratio {ours / theirs:.4f}")
 
 
 if __name__ == "__main__":

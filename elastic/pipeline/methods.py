@@ -189,8 +189,9 @@ def frozen_teacher(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel | 
     Raises:
         RecipeError: if the model was not pretrained.
     """
-    if recipe.training.objective.teacher != "original":
+    wanted = recipe.training.objective.teacher
+    if wanted == "largest":
         return None
     if recipe.model.pretrained is None:
-        raise RecipeError("teacher: original needs model.pretrained; a model from scratch has nothing to teach.")
+        raise RecipeError(f"teacher: {wanted} needs model.pretrained; a model from scratch has nothing to teach.")
     return copy.deepcopy(model).eval().requires_grad_(False)

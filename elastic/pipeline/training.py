@@ -93,6 +93,7 @@ def train(
         sampler=sampler,
         objective=objective,
         teacher=teacher,
+        same_width_teacher=recipe.training.objective.teacher == "same-width",
         embed=task.outputs if task.embeds else None,
         embedding_loss=embedding_loss,
         weights=weights,

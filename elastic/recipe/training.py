@@ -110,10 +110,10 @@ class ObjectiveSection(Section):
         description="task: the labels. distillation: a teacher's logits. similarity: for embedders, which examples "
         "of a batch the teacher finds alike.",
     )
-    teacher: Literal["largest", "original"] = Field(
+    teacher: Literal["largest", "original", "same-width"] = Field(
         "largest",
         description="largest: the step's first subnet, as it learns. original: the model that training started from, "
-        "frozen; it takes no labels.",
+        "frozen; it takes no labels. same-width: that model, run with each subnet's own FFN width and heads.",
     )
     temperature: float | None = Field(
         None, gt=0, description="Softens both distributions; by default 1, and 0.05 for similarity."

@@ -35,6 +35,16 @@ def exit_of(subnet: Subnet) -> int:
     return subnet.kept_layers[-1] + 1
 
 
+def of_all_layers(subnet: Subnet) -> Subnet:
+    """Return the subnet with its skipped sub-layers back, as wide as the widest that it keeps."""
+    return replace(
+        subnet,
+        ffn=tuple(ffn or max(subnet.ffn) for ffn in subnet.ffn),
+        heads=tuple(heads or max(subnet.heads) for heads in subnet.heads),
+        embedding_dim=None,
+    )
+
+
 def reads_from(subnet: Subnet, widest: Subnet) -> bool:
     """Whether ``subnet`` is ``widest`` left early, or with fewer dimensions of its embedding."""
     end = exit_of(subnet)

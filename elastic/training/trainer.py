@@ -15,7 +15,7 @@ from elastic.errors import ElasticError
 from elastic.nested import active, get_elastic, resumed_from
 from elastic.space import Subnet
 from elastic.training.objectives import Objective, Returned, TaskLoss
-from elastic.training.passes import SharedPass, exit_of, shared_passes
+from elastic.training.passes import SharedPass, exit_of, of_all_layers, shared_passes
 from elastic.training.samplers import Sampler
 from elastic.training.weights import Weights, even
 
@@ -56,6 +56,7 @@ class ElasticMixin(_Base):
         subnet: Subnet | None = None,
         objective: Objective | None = None,
         teacher: PreTrainedModel | None = None,
+        same_width_teacher: bool = False,
         embed: Embed | None = None,
         embedding_loss: EmbeddingLoss | None = None,
         weights: Weights = even,
@@ -71,6 +72,8 @@ class ElasticMixin(_Base):
             subnet: what an extracted model is of its teacher, so that hidden states are compared layer by layer.
             objective: how each is trained; from the labels by default.
             teacher: a frozen model that the objective compares with; by default the step's first subnet teaches.
+            same_width_teacher: let the frozen teacher, which is elastic then, run with each subnet's own FFN width and
+                heads, in all of its layers (DynaBERT, arXiv 2004.04037, section 3.2).
             embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
             embedding_loss: for embedders: the task loss, where the data has labels or pairs.
             weights: how much the loss of each subnet counts in a step's weighted mean.
@@ -95,6 +98,7 @@ class ElasticMixin(_Base):
         self.sampler = sampler
         self.objective: Objective = objective or TaskLoss()
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
+        self._same_width_teacher = same_width_teacher
         self._embed = embed
         self._embedding_loss = embedding_loss
         if embedding_loss is not None:
@@ -157,8 +161,8 @@ class ElasticMixin(_Base):
             inputs = {**inputs, "output_hidden_states": True}
         if self._regularise_largest_only and step.teacher is not None:
             model.eval()
-        if step.teacher is None and self._teacher is not None:
-            step.teacher = self._taught(inputs)
+        if self._teacher is not None and (step.teacher is None or self._same_width_teacher):
+            step.teacher = self._taught(self._teacher, widest, inputs)
         whole = self._forward(model, inputs, num_items_in_batch)
         # The Trainer divides mean losses by the accumulation steps, but not losses that the model
         # normalised over the whole accumulated batch: distillation is a mean in either case.
@@ -202,10 +206,10 @@ class ElasticMixin(_Base):
         after = (student.hidden_states or ())[len(before) :]
         return task_loss, replace(student, hidden_states=(*before, *after))
 
-    def _taught(self, inputs: dict[str, Any]) -> Returned:
-        assert self._teacher is not None
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = self._teacher(**{name: x for name, x in inputs.items() if name != "labels"})
+    def _taught(self, teacher: PreTrainedModel, subnet: Subnet | None, inputs: dict[str, Any]) -> Returned:
+        width = active(teacher, of_all_layers(subnet)) if subnet and self._same_width_teacher else nullcontext()
+        with torch.no_grad(), self.compute_loss_context_manager(), width:
+            outputs = teacher(**{name: x for name, x in inputs.items() if name != "labels"})
         return self._returned(outputs, inputs, None)
 
     def _returned(self, outputs: Any, inputs: Mapping[str, torch.Tensor], subnet: Subnet | None) -> Returned:

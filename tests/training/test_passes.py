@@ -9,7 +9,7 @@ from transformers import default_data_collator
 from elastic.nested import active, get_elastic, make_elastic
 from elastic.space import SearchSpace, Subnet
 from elastic.training import Distillation, ElasticTrainer, Joint, SimilarityDistillation, by_subnet
-from elastic.training.passes import shared_passes
+from elastic.training.passes import of_all_layers, shared_passes
 from tests.tiny import tiny_bert_base, tiny_llama, tiny_vit
 from tests.training.test_trainer import arguments, images, texts
 
@@ -79,6 +79,25 @@ def test_an_exit_is_compared_with_the_teacher_where_it_ends(tmp_path):
         ).train()
         results.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+def test_a_teacher_of_the_same_width_runs_in_all_of_its_layers(tmp_path):
+    assert of_all_layers(Subnet((0, 16, 0), (2, 0, 4))) == Subnet((16, 16, 16), (2, 4, 4))
+    model, teacher = make_elastic(tiny_vit(), EXITS), make_elastic(tiny_vit(), EXITS)
+    narrow = get_elastic(model).resolved.uniform(ffn=32, exit=2)
+    seen = []
+    teacher.register_forward_pre_hook(lambda module, args: seen.append(get_elastic(teacher).active.current))
+    ElasticTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=images(8),
+        data_collator=default_data_collator,
+        sampler=Joint([get_elastic(model).resolved.largest, narrow]),
+        objective=Distillation(),
+        teacher=teacher,
+        same_width_teacher=True,
+    ).train()
+    assert seen == [get_elastic(model).resolved.largest, Subnet((32,) * 3, (4,) * 3)]
 
 
 def test_embedding_dimensions_are_trained(tmp_path):
