@@ -111,6 +111,9 @@ def universal(recipe: Recipe, split: str) -> list[Row]:
     return rows
 
 
+METHODS = {"layerdrop": layerdrop, "sortednet": sortednet, "universal": universal}
+
+
 def summary(method: str, rows: list[Row]) -> None:
     """Print means over seeds."""
     keys = {"layerdrop": ("run", "choice"), "sortednet": ("run",), "universal": ("axis", "choice")}[method]
@@ -122,7 +125,7 @@ def summary(method: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=("layerdrop", "sortednet", "universal"))
+    parser.add_argument("method", choices=METHODS)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", help="validation while a recipe is being designed")
