@@ -18,6 +18,7 @@ from elastic.errors import CheckError
 from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs, output_dim
 from elastic.nested import (
     SkippedModule,
+    Stream,
     active,
     complete_first_layer,
     config_of_layers,
@@ -65,13 +66,17 @@ def _cutter(family: Family, model: PreTrainedModel, subnet: Subnet) -> Callable[
     prefix = path + "."
     heads_per_group = family.dims(model.config).heads_per_group
     head_blocks, ffn_blocks = family.head_blocks(model.config), family.ffn_blocks(model.config)
+    stream = None if subnet.hidden is None else Stream.of(family, type(model), model.config)
+
+    def taken(source: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        return source[name] if stream is None else stream.take(name, source[name], subnet.hidden or stream.hidden)
 
     def cut(source: Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> torch.Tensor:
         if not name.startswith(prefix):
-            return _prefix(source[name], target)
+            return _prefix(taken(source, name), target)
         index, rest = name[len(prefix) :].split(".", 1)
         layer = subnet.kept_layers[int(index)]
-        weight = source[f"{prefix}{layer}.{rest}"]
+        weight = taken(source, f"{prefix}{layer}.{rest}")
         projection, _, parameter = rest.rpartition(".")
         if projection in head_blocks:
             blocks, units = head_blocks[projection], subnet.heads[layer] // heads_per_group
@@ -96,11 +101,14 @@ def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> 
     small = family.body_config(result)
     if is_portable(family, config, subnet):
         dims, ffn, heads = family.dims(config), subnet.ffn[kept[0]], subnet.heads[kept[0]]
-        if ffn != dims.ffn:
-            setattr(small, family.ffn_field, family.ffn_value(config, ffn))
-        if heads != dims.heads:
-            # Before the head count: a stock configuration would derive the head size from it.
+        if family.config_has_head_dim and (heads != dims.heads or subnet.hidden):
+            # Before both: a stock configuration would derive the head size from them.
             small.head_dim = family.head_dim(config)
+        if subnet.hidden:
+            family.set_hidden(result, subnet.hidden)
+        if ffn != family.ffn(small):
+            setattr(small, family.ffn_field, family.ffn_value(ffn, subnet.hidden or dims.hidden))
+        if heads != dims.heads:
             setattr(small, family.heads_field, heads)
             if family.kv_heads_field:
                 setattr(small, family.kv_heads_field, heads // dims.heads_per_group)
@@ -120,12 +128,17 @@ def is_portable(family: Family, config: PreTrainedConfig, subnet: Subnet) -> boo
     if first and family.first_layer_lacks:
         return False
     dims, ffn, heads = family.dims(config), subnet.ffn[first], subnet.heads[first]
-    if ffn != dims.ffn and not (family.config_has_ffn and isinstance(family.ffn_value(config, ffn), int)):
+    hidden = subnet.hidden or dims.hidden
+    stated = (ffn, hidden) if family.ffn_is_ratio else (ffn, dims.hidden)
+    if stated != (dims.ffn, dims.hidden) and not (
+        family.config_has_ffn and isinstance(family.ffn_value(ffn, hidden), int)
+    ):
         return False
-    if heads == dims.heads:
+    if (heads, hidden) == (dims.heads, dims.hidden):
         return True
-    hidden_size = family.body_config(config).hidden_size
-    return family.config_has_head_dim and not (family.heads_divide_hidden and hidden_size % heads)
+    if family.config_has_head_dim:
+        return not (family.heads_divide_hidden and hidden % heads)
+    return heads * family.head_dim(config) == hidden
 
 
 def choices_stock_refuses(family: Family, config: PreTrainedConfig, space: ResolvedSpace) -> dict[str, list[int]]:
@@ -145,6 +158,7 @@ def smaller_class(
         return model_class
     blocks = {**family.head_blocks(config), **family.ffn_blocks(config)}
     head_dim = family.head_dim(config)
+    stream = None if subnet.hidden is None else Stream.of(family, model_class, config)
 
     def init(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
@@ -152,9 +166,17 @@ def smaller_class(
             if index and not position:
                 complete_first_layer(layer, family)
             shrink_layer(layer, family, blocks, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
+        if stream is not None:
+            stream.shrink(self, subnet.hidden or dims.hidden)
+            family.set_hidden(self.config, subnet.hidden or dims.hidden)
 
     def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> Any:
-        result = model_class.save_pretrained(self, save_directory, **kwargs)
+        # Configurations are checked when they are saved, and may refuse the slice with the universal model's heads.
+        family.set_hidden(self.config, dims.hidden)
+        try:
+            result = model_class.save_pretrained(self, save_directory, **kwargs)
+        finally:
+            family.set_hidden(self.config, subnet.hidden or dims.hidden)
         _write_per_layer_config(Path(save_directory) / "config.json", family, dims, subnet)
         return result
 
@@ -223,6 +245,8 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
         entry: dict[str, Any] = {family.ffn_field: _json_ffn(family, body, ffn), family.heads_field: heads}
         if family.kv_heads_field:
             entry[family.kv_heads_field] = heads // dims.heads_per_group
+        if subnet.hidden:
+            entry["hidden_size"] = subnet.hidden
         skipped = [name for name, size in (("attention", heads), ("mlp", ffn)) if not size]
         if skipped:
             entry["skip"] = skipped

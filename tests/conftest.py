@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def make_tiny_elastic(model):
 def fitting(model, subnet: Subnet) -> Subnet:
     """Return the nearest larger subnet that the model can run: heads leave in groups."""
     group = get_elastic(model).dims.heads_per_group
-    return Subnet(subnet.ffn, tuple(-(-heads // group) * group for heads in subnet.heads))
+    heads = tuple(-(-heads // group) * group for heads in subnet.heads)
+    return replace(subnet, heads=heads, hidden=None if get_elastic(model).dims.hidden_fixed else subnet.hidden)
 
 
 def portable_subnets(model) -> list[Subnet]:
@@ -57,9 +59,16 @@ def universal(request, _universal_models):
     return copy.deepcopy(_universal_models[request.param])
 
 
-def subnets(num_layers: int = 3, ffn: int = 64, heads: tuple[int, ...] = (0, 2, 4)) -> st.SearchStrategy[Subnet]:
+def subnets(
+    num_layers: int = 3, ffn: int = 64, heads: tuple[int, ...] = (0, 2, 4), hidden: int = 32
+) -> st.SearchStrategy[Subnet]:
     """Any subnet that the tiny models can run: any widths, any sub-layers skipped, one layer kept at least."""
     layers = st.lists(
         st.tuples(st.integers(0, ffn), st.sampled_from(heads)), min_size=num_layers, max_size=num_layers
     ).filter(lambda choices: any(f or h for f, h in choices))
-    return layers.map(lambda choices: Subnet(tuple(f for f, _ in choices), tuple(h for _, h in choices)))
+    streams = st.none() | st.integers(1, hidden - 1)
+    return st.builds(
+        lambda choices, hidden: Subnet(tuple(f for f, _ in choices), tuple(h for _, h in choices), hidden),
+        layers,
+        streams,
+    )

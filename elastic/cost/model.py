@@ -22,6 +22,7 @@ from elastic.errors import ElasticError
 from elastic.families import TOKEN_INPUTS, Family, get_family
 from elastic.nested import (
     RowNested,
+    Stream,
     active,
     complete_first_layer,
     config_of_layers,
@@ -40,10 +41,19 @@ class CostModel:
     `torch.utils.flop_counter`, give those of any subnet, and those outside of the layers
     (embeddings, pooler, head). Parameters are counted once for each layer, by sub-layer and unit.
     Activation memory is traced once for each distinct choice and kind of layer: a layer's peak
-    depends on no other layer's choice.
+    depends on no other layer's choice. All of this is done for each hidden size that is asked for.
     """
 
-    def __init__(self, model_class: type[PreTrainedModel], config: PreTrainedConfig, input_shapes: InputShapes) -> None:
+    def __init__(
+        self,
+        model_class: type[PreTrainedModel],
+        config: PreTrainedConfig,
+        input_shapes: InputShapes,
+        *,
+        hidden: int | None = None,
+    ) -> None:
+        """Trace an architecture, with its residual stream cut to ``hidden`` dimensions if given."""
+        self._hidden = hidden
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
         self._model_class, self._config = model_class, copy.deepcopy(config)
         self._family = get_family(config)
@@ -59,6 +69,9 @@ class CostModel:
         # A search asks for thousands of subnets that are made of few distinct layers.
         self._traced_peak = functools.cache(self._trace_peak)
         self._cut_model = functools.cache(self._of_layers)
+        self._at_hidden = functools.cache(
+            lambda hidden: CostModel(model_class, config, self.input_shapes, hidden=hidden)
+        )
         self._trace_flops()
 
     @classmethod
@@ -73,6 +86,8 @@ class CostModel:
             SpaceError: if the model cannot run the subnet.
         """
         check_subnet(subnet, self._dims)
+        if subnet.hidden != self._hidden:
+            return self._at_hidden(subnet.hidden).cost(subnet)
         choices = zip(self._layer_params, subnet.ffn, subnet.heads, strict=True)
         params = self._outside_params + sum(layer.count(ffn, heads) for layer, ffn, heads in choices)
         return Cost(
@@ -125,6 +140,8 @@ class CostModel:
         model = meta_model(self._model_class, config_of_layers(self._family, self._config, layers))
         if layers[0]:
             complete_first_layer(self._family.find_layers(model)[1][0], self._family)
+        if self._hidden is not None:
+            Stream.of(self._family, self._model_class, self._config).shrink(model, self._hidden)
         model = make_elastic(model, SearchSpace()).eval()
         model.set_attn_implementation("eager")
         return model
@@ -137,6 +154,8 @@ class CostModel:
 
         A layer's peak depends on its own choice, and of the other layers only on which are kept.
         """
+        if subnet.hidden != self._hidden:
+            return self._at_hidden(subnet.hidden).layer_peaks(subnet)
         # Masks and position embeddings live outside of the layers, one for each type of layer that is there.
         types = frozenset(self._types[layer] for layer in subnet.kept_layers)
         return {

@@ -22,6 +22,8 @@ BERT = Family(
     unsupported={"is_decoder": "BERT as a decoder", "add_cross_attention": "cross-attention"},
 )
 
-ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA = (
-    replace(BERT, model_type=model_type) for model_type in ("roberta", "xlm-roberta", "camembert", "electra")
+ROBERTA, XLM_ROBERTA, CAMEMBERT = (
+    replace(BERT, model_type=model_type) for model_type in ("roberta", "xlm-roberta", "camembert")
 )
+# Without embeddings of another size, they are the stream, and no projection follows them.
+ELECTRA = replace(BERT, model_type="electra", hidden_too=("embedding_size",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,10 @@ class Family:
     layers_field: str = "num_hidden_layers"
     config_part: str | None = None
     """The part of the configuration that describes the layers, where it has parts."""
+    hidden_fixed: str | None = None
+    """Why the residual stream keeps its width, where it does."""
+    hidden_too: tuple[str, ...] = ()
+    """Configuration fields that are sizes of the stream where they equal the hidden size."""
     layer_lists: tuple[str, ...] = ("layer_types",)
     """Configuration fields with one entry for each layer."""
     derived_fields: tuple[str, ...] = ()
@@ -132,26 +137,43 @@ class Family:
         kv_heads = getattr(config, self.kv_heads_field) if self.kv_heads_field else heads
         return ModelDims(
             num_layers=getattr(config, self.layers_field),
-            ffn=self._ffn(config),
+            ffn=self.ffn(config),
             heads=heads,
             kv_heads=1 if self.heads_together else kv_heads,
             hidden=config.hidden_size,
-            hidden_fixed=f"the width of the residual stream of '{self.model_type}' models is not elastic yet",
+            hidden_fixed=self.hidden_fixed,
             heads_together=self.heads_together,
         )
 
-    def _ffn(self, body: PreTrainedConfig) -> int:
+    def ffn(self, body: PreTrainedConfig) -> int:
+        """Return the FFN width that a body's configuration states or implies."""
         value = getattr(body, self.ffn_field)
         if self.ffn_is_ratio:
             return int(body.hidden_size * value)
         return int(4 * body.hidden_size if value is None else value)
 
-    def ffn_value(self, config: PreTrainedConfig, ffn: int) -> int | float:
-        """Return what the configuration's FFN field says for this width."""
+    def ffn_value(self, ffn: int, hidden: int) -> int | float:
+        """Return what the configuration's FFN field says for this width, at this hidden size."""
         if not self.ffn_is_ratio:
             return ffn
-        ratio = ffn / self.body_config(config).hidden_size
+        ratio = ffn / hidden
         return int(ratio) if ratio.is_integer() else ratio
+
+    def set_hidden(self, config: PreTrainedConfig, hidden: int) -> None:
+        """Give a configuration another hidden size, in place; nothing that is derived from it changes along."""
+        body = self.body_config(config)
+        for name in self.hidden_too:
+            if getattr(body, name) == body.hidden_size:
+                setattr(body, name, hidden)
+        body.hidden_size = hidden
+
+    def at_hidden(self, config: PreTrainedConfig, hidden: int) -> PreTrainedConfig:
+        """Return a copy of a configuration with another hidden size, and heads of the same size where it can say so."""
+        result = copy.deepcopy(config)
+        if self.config_has_head_dim:
+            self.body_config(result).head_dim = self.head_dim(config)
+        self.set_hidden(result, hidden)
+        return result
 
     def head_dim(self, config: PreTrainedConfig) -> int:
         """Return the size of one head."""

@@ -8,6 +8,7 @@ from elastic.families.llama import LLAMA
 GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
+    hidden_fixed="the embeddings of Gemma are scaled by the root of the hidden size",
     scales_before_adding=True,
     skip_attention={
         "input_layernorm": Skip.INPUT,

@@ -19,6 +19,7 @@ SIGLIP_VISION = Family(
     skip_mlp={"layer_norm2": Skip.INPUT, "mlp": Skip.ZERO},
     config_has_head_dim=False,
     config_has_ffn=False,
+    hidden_fixed="SigLIP's pooling head has attention of its own over the whole stream",
     model_classes=("SiglipVisionModel",),
 )
 

@@ -1,14 +1,17 @@
 """Nested layers and the active subnet: how one set of weights runs as many models."""
 
 from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
+from elastic.nested.architecture import complete_first_layer, config_of_layers, meta_model
 from elastic.nested.head_sizes import set_head_sizes
 from elastic.nested.layers import RowNested, SkippedModule, take_units
-from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model, set_drop_order
+from elastic.nested.stream import Stream
+from elastic.nested.surgery import make_elastic, set_drop_order
 
 __all__ = [
     "Elastic",
     "RowNested",
     "SkippedModule",
+    "Stream",
     "active",
     "complete_first_layer",
     "config_of_layers",

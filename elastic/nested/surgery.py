@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from elastic.errors import ElasticError, FamilyError
 from elastic.families import LINEAR_CLASSES, Block, Family, Skip, get_family
@@ -23,6 +21,7 @@ from elastic.nested.layers import (
     nested_layer_class,
     skippable_class,
 )
+from elastic.nested.stream import Stream
 from elastic.space import DropOrder, SearchSpace, Subnet
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -57,9 +56,12 @@ def make_elastic(model: Model, space: SearchSpace, drop_order: DropOrder | None 
     # Two passes, so that a model that turns out to be unsupported is left as it was.
     for index, layer in enumerate(layers):
         _check_layer(layer, family, f"{path}.{index}")
+    stream = None if dims.hidden_fixed else Stream.of(family, type(model), model.config)
     blocks = {**family.head_blocks(model.config), **family.ffn_blocks(model.config)}
     for index, layer in enumerate(layers):
         _nest_layer(layer, family, blocks, active, index, dims.heads_per_group, family.head_dim(model.config))
+    if stream is not None:
+        stream.nest(model, active)
     model._elastic = Elastic(family, space, resolved, active)  # type: ignore[assignment]
     return model
 
@@ -131,26 +133,3 @@ def _nest_layer(
     layer.nested_active = active  # type: ignore[assignment]
     layer.nested_index = index  # type: ignore[assignment]
     layer.__class__ = nested_layer_class(type(layer), family.layer_returns_tuple)  # type: ignore[assignment,arg-type]
-
-
-def meta_model(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
-    """Build a model of this class on the meta device: shapes without weights."""
-    with torch.device("meta"):
-        return model_class(config)  # type: ignore[arg-type]
-
-
-def config_of_layers(family: Family, config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedConfig:
-    """Return a copy of a configuration that describes only these layers."""
-    result = copy.deepcopy(config)
-    body = family.body_config(result)
-    setattr(body, family.layers_field, len(kept))
-    for name in family.layer_lists:
-        if values := getattr(body, name, None):
-            setattr(body, name, [values[i] for i in kept])
-    return result
-
-
-def complete_first_layer(layer: nn.Module, family: Family) -> None:
-    """Give the first layer of a model what it would lack there, because it comes from further up."""
-    for path, like in family.first_layer_lacks.items():
-        layer.set_submodule(path, copy.deepcopy(layer.get_submodule(like)))
