@@ -41,7 +41,7 @@ class CheckpointRecord(BaseModel):
     drop_order: dict[str, list[int]] | None = None
     """In which order layers and sub-layers leave; evenly spaced ones stay without it."""
     ordering: dict[str, Any] | None = None
-    """How neurons, heads and layers of a pretrained model were ordered."""
+    """How neurons, heads, hidden dimensions and layers of a pretrained model were ordered."""
     granularities: dict[str, dict[str, int | float]] = {}
     recipe: dict[str, Any] | None = None
     """The resolved recipe: data, metric and training of the universal model."""

@@ -2,6 +2,7 @@
 
 from elastic.ordering.correction import CORRECTIONS, Correction, correct
 from elastic.ordering.depth import DEPTH_METHODS, DepthMethod, drop_order
+from elastic.ordering.hidden import permute_hidden, score_hidden
 from elastic.ordering.permutation import order_within, permute
 from elastic.ordering.scores import METHODS, Method, score
 from elastic.ordering.sites import Axis, Batches, check_finite
@@ -20,5 +21,7 @@ __all__ = [
     "drop_order",
     "order_within",
     "permute",
+    "permute_hidden",
     "score",
+    "score_hidden",
 ]

@@ -48,7 +48,7 @@ def correct(
 
     One sub-layer after the other, on the stream of what has been corrected already: the weights (and bias)
     out of the neurons or heads that are left become the least-squares solution for what the full
-    model has in the stream after this sub-layer. So they make up for units that are gone (STAT, arXiv
+    model has in the stream after this sub-layer (in its first dimensions, where the stream is narrower). So they make up for units that are gone (STAT, arXiv
     2406.00061, section 3), for layers that are gone, and for what the sub-layers before left over. ``mean``
     adjusts biases alone: what is gone is replaced by its mean update (arXiv 2407.16286).
 
@@ -92,7 +92,9 @@ class _Judge:
         """Return the mean over tokens (or examples) of the squared error relative to the output's size."""
         errors = []
         for batch, wanted in self._wanted:
-            difference = (run(self._small, batch)[0].float() - wanted).square().sum(-1, keepdim=True)
+            output = run(self._small, batch)[0].float()
+            wanted = wanted[..., : output.shape[-1]]
+            difference = (output - wanted).square().sum(-1, keepdim=True)
             size = wanted.square().sum(-1, keepdim=True).clamp(min=1e-12)
             errors.append(
                 tokens(difference / size, batch).flatten() if wanted.ndim > 2 else (difference / size).flatten()
@@ -155,10 +157,11 @@ def _correct(
         if method == "mean":
             values = values[:, -1:]
         # What the projection should add to what it adds now.
-        change = wanted.after - here.after
+        target_after = wanted.after[:, : here.after.shape[1]]
+        change = target_after - here.after
         # Every token's error counts alike, be it large or small.
         size = change.square().mean(1, keepdim=True).sqrt()
-        smallest = 1e-3 * wanted.after.square().mean(1, keepdim=True).sqrt()
+        smallest = 1e-3 * target_after.square().mean(1, keepdim=True).sqrt()
         weights = 1.0 / torch.maximum(size, smallest).clamp(min=1e-6)
         moments.add(values * weights, change * weights)
     _keep_best(projection, moments, has_bias, method, judge)

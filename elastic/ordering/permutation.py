@@ -44,10 +44,10 @@ def _permute(site: Site, order: torch.Tensor) -> None:
     for path, blocks in site.inputs.items():
         projection = site.module.get_submodule(path)
         rows = torch.cat([positions(block, order) for block in blocks])
-        _move(projection.weight, rows, dim=output_dim(projection))  # type: ignore[arg-type]
+        move(projection.weight, rows, dim=output_dim(projection))  # type: ignore[arg-type]
         if getattr(projection, "bias", None) is not None:
-            _move(projection.bias, rows, dim=0)  # type: ignore[arg-type]
-    _move(site.output.weight, positions(site.columns, order), dim=1 - output_dim(site.output))  # type: ignore[arg-type]
+            move(projection.bias, rows, dim=0)  # type: ignore[arg-type]
+    move(site.output.weight, positions(site.columns, order), dim=1 - output_dim(site.output))  # type: ignore[arg-type]
 
 
 def positions(block: Block, units: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,8 @@ def positions(block: Block, units: torch.Tensor) -> torch.Tensor:
     return (block.start + units[:, None] * block.size + torch.arange(block.size)).reshape(-1)
 
 
-def _move(weight: torch.Tensor, index: torch.Tensor, dim: int) -> None:
+def move(weight: torch.Tensor, index: torch.Tensor, dim: int) -> None:
+    """Put the rows (or columns) of a weight into this order, in place."""
     weight.copy_(weight.index_select(dim, index.to(weight.device)))
 
 

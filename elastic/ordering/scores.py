@@ -130,7 +130,7 @@ def _first_order(model: PreTrainedModel, batches: Batches, outputs: Outputs, see
                 gate = (seen[index].detach() * gradient).flatten(1, -2).double().sum(1)
                 gate = gate.view(len(gate), sites[index].num_units, -1).sum(2)
                 sums[index] += gate.square().sum(0).cpu()
-    _check_calibration(count, sums)
+    check_calibration(count, sums)
     return {(site.layer, site.axis): total.sqrt() for site, total in zip(sites, sums, strict=True)}
 
 
@@ -171,11 +171,16 @@ def _collect(
             current["batch"] = batch
             run(model, batch)
             count += 1
-            _check_calibration(count, list(sums.values()))
-    _check_calibration(count, [])
+            check_calibration(count, list(sums.values()))
+    check_calibration(count, [])
 
 
-def _check_calibration(count: int, values: list[torch.Tensor]) -> None:
+def check_calibration(count: int, values: list[torch.Tensor]) -> None:
+    """Check that there were batches, and that what was gathered of them are numbers.
+
+    Raises:
+        ElasticError: if not.
+    """
     if not count:
         raise ElasticError("there is no calibration data with usable rows; name some with --calibration.")
     if not all(torch.isfinite(value).all() for value in values):

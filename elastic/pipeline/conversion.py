@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from elastic.ordering import (
     drop_order,
     order_within,
     permute,
+    permute_hidden,
     score,
+    score_hidden,
 )
+from elastic.pipeline.embedder import check_head
 from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrained, resolve_granularities
 from elastic.pipeline.training import versions
 from elastic.recipe import ModelSection, Recipe
@@ -83,7 +86,7 @@ class ConversionPlan:
         return f"every uniform subnet but {listed} (elastic.load reads those)"
 
 
-UNIT_AXES = ("ffn", "heads")
+UNIT_AXES = ("ffn", "heads", "hidden")
 DEPTH_AXES = ("layers", "attention", "mlp")
 
 
@@ -117,6 +120,7 @@ def plan_conversion(
     shapes = dict(input_shapes or default_shapes(config))
     built = make_elastic(meta_model(model_class, config), space)
     resolved = get_elastic(built).resolved
+    check_head(model, resolved)
     costs = CostModel(model_class, config, shapes)
     return ConversionPlan(
         model, model_class, config, space, resolved, shapes,
@@ -211,18 +215,19 @@ def convert(
     report(f"Loading {plan.model}")
     # The class comes with its task: a model for another one would lose its head.
     model = load_pretrained(plan.model_class, plan.model, {}, task, new_head=False).eval()
+    make_elastic(model, plan.space)
     samples = [sample_inputs(model.config, batch=batch) for batch in (1, 3)]
     with torch.no_grad():
         before = [model(**inputs)[0] for inputs in samples]
-        _order(model, plan, data, task, report)
+        hidden_order = _order(model, plan, data, task, report)
+        places = hidden_order if hidden_order and _returns_stream(model, samples[0]) else slice(None)
         difference = max(
-            largest_difference(expected, model(**inputs)[0]) / max(1.0, float(expected.abs().max()))
+            largest_difference(expected[..., places], model(**inputs)[0]) / max(1.0, float(expected.abs().max()))
             for expected, inputs in zip(before, samples, strict=True)
         )
     _check_unchanged(difference)
-    make_elastic(model, plan.space)
     set_drop_order(model, _drop_order(model, plan, data, task, report))
-    record = _record(plan, recipe, model, data, difference)
+    record = _record(plan, recipe, model, data, difference, hidden_order)
     points, corrected = _one_shot(model, plan, recipe, task, data, correction, report)
     with new_folder(output) as folder:
         save_checkpoint(model, record, folder)
@@ -251,14 +256,40 @@ def _order(
     data: Calibration | None,
     task: Task | None,
     report: Callable[[str], None],
-) -> None:
-    """Put neurons and heads into the order of their importance, as far as the space makes their axis elastic."""
-    axes = [axis for axis in ("ffn", "heads") if len(getattr(plan.resolved, axis)) > 1]
+) -> list[int] | None:
+    """Put units into the order of their importance, as far as the space makes their axis elastic.
+
+    Returns:
+        The order of the residual stream's dimensions, if it changed.
+    """
+    axes = [axis for axis in UNIT_AXES if len(getattr(plan.resolved, axis)) > 1]
     if plan.ordering is None or not axes:
-        return
-    report(f"Ordering {' and '.join(axes)} by {plan.ordering}" + (f" over {len(data)} examples" if data else ""))
-    scores = score(model, plan.ordering, data or (), outputs=None if task is None else task.outputs)
-    permute(model, {key: order_within(values) for key, values in scores.items() if key[1] in axes})
+        return None
+    over = f" over {len(data)} examples" if data else ""
+    if units := [axis for axis in axes if axis != "hidden"]:
+        report(f"Ordering {' and '.join(units)} by {plan.ordering}{over}")
+        scores = score(model, plan.ordering, data or (), outputs=None if task is None else task.outputs)
+        permute(model, {key: order_within(values) for key, values in scores.items() if key[1] in units})
+    if "hidden" not in axes:
+        return None
+    by = hidden_method(plan.ordering)
+    report(f"Ordering hidden dimensions by {by}{over if by == 'activation' else ''}")
+    order = order_within(score_hidden(model, data or () if by == "activation" else ()))
+    permute_hidden(model, order)
+    return order
+
+
+def hidden_method(ordering: Method) -> Method:
+    """Return how the residual stream's dimensions are ordered, where units are ordered by ``ordering``."""
+    return "magnitude" if ordering == "magnitude" else "activation"
+
+
+def _returns_stream(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the model's output is its residual stream, so that it changes places with it."""
+    space = get_elastic(model).resolved
+    with active(model, space.uniform(hidden=space.hidden[0])):
+        narrow = model(**inputs)[0]
+    return bool(narrow.shape[-1] != model(**inputs)[0].shape[-1])
 
 
 def _drop_order(
@@ -295,11 +326,14 @@ def _record(
     model: PreTrainedModel,
     data: Calibration | None,
     difference: float,
+    hidden_order: list[int] | None,
 ) -> CheckpointRecord:
     ordering = {
         "source": plan.model,
         "units": plan.ordering,
         "depth": plan.depth,
+        # Of a model that returns its stream: dimension i was dimension hidden_order[i] of the source.
+        "hidden_order": hidden_order,
         "calibration": None if data is None else {"source": data.source, "examples": len(data)},
         "max_relative_diff": difference,
         "versions": versions(),

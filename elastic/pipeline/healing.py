@@ -23,6 +23,7 @@ from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, l
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, RecipeError
 from elastic.folder import check_output, new_folder
+from elastic.ordering import permute_hidden
 from elastic.pipeline.methods import make_embedding_loss, make_objective
 from elastic.pipeline.models import AUTO_CLASSES, load_pretrained
 from elastic.pipeline.training import training_arguments, versions
@@ -116,7 +117,7 @@ def heal(
         raise RecipeError("healing needs a teacher; name the universal model with --teacher.")
     transformers.set_seed(recipe.seed)
     task = load_task(recipe, folder)
-    model, taught_by = load(folder), _load_teacher(name, recipe, task)
+    model, taught_by = load(folder), _load_teacher(name, recipe, task, record)
     before = _quality(model, task)
     keep_best = _KeepBest(model, before)
     settings = _with_distillation(recipe)
@@ -178,10 +179,14 @@ def _with_distillation(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
-def _load_teacher(name: str, recipe: Recipe, task: Task) -> PreTrainedModel:
+def _load_teacher(name: str, recipe: Recipe, task: Task, record: CheckpointRecord) -> PreTrainedModel:
     if (Path(name) / RECORD_NAME).is_file():
         return load(name)
-    return load_pretrained(AUTO_CLASSES[recipe.task], name, {}, task)
+    teacher = load_pretrained(AUTO_CLASSES[recipe.task], name, {}, task)
+    if order := (record.ordering or {}).get("hidden_order"):
+        # Its hidden states and embeddings are compared with those of a model whose stream was ordered.
+        permute_hidden(teacher, order)
+    return teacher
 
 
 def _quality(model: PreTrainedModel, task: Task, split: str = "validation") -> Quality:

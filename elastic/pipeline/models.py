@@ -21,6 +21,7 @@ from elastic.errors import CheckpointError, ElasticError, RecipeError, did_you_m
 from elastic.families import FAMILIES, get_family
 from elastic.nested import Elastic, get_elastic, make_elastic
 from elastic.ordering import check_finite
+from elastic.pipeline.embedder import check_head
 from elastic.recipe import ModelSection, Recipe
 from elastic.space import SearchSpace, Subnet
 
@@ -51,7 +52,9 @@ def build_model(recipe: Recipe, task: Task) -> PreTrainedModel:
         model = load_pretrained(auto_class, section.pretrained, section.config, task)
     else:
         model = _from_scratch(auto_class, section, task)
-    return make_elastic(model, SearchSpace.from_dict(recipe.space))
+    model = make_elastic(model, SearchSpace.from_dict(recipe.space))
+    check_head(section.pretrained, get_elastic(model).resolved)
+    return model
 
 
 def _from_scratch(auto_class: Any, section: ModelSection, task: Task) -> PreTrainedModel:

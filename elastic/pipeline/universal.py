@@ -21,6 +21,7 @@ from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, v
 from elastic.folder import check_output, new_folder
 from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
+from elastic.pipeline.embedder import narrow_pooling
 from elastic.pipeline.models import resolve_granularities
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
@@ -150,6 +151,7 @@ def extract_checkpoint(
         test_quality=test_quality,
         verification={"max_abs_diff": max(differences), "tolerance": TOLERANCE, "batches": [1, 4]},
         correction=corrected,
+        ordering=universal.record.ordering,
         recipe=universal.record.recipe,
         training={"preprocess": dict(universal.task.preprocess)},
         source={"name": universal.folder.resolve().name, **universal.record.files},
@@ -157,8 +159,10 @@ def extract_checkpoint(
     with new_folder(output) as folder:
         save_checkpoint(small, record, folder)
         copy_companions(universal.folder, folder)
+        if subnet.hidden is not None:
+            narrow_pooling(folder, subnet.hidden)
         if subnet.embedding_dim and (folder / MODULES_NAME).is_file():
-            truncate_embedder(folder, universal.elastic.dims.hidden, subnet.embedding_dim)
+            truncate_embedder(folder, subnet.hidden or universal.elastic.dims.hidden, subnet.embedding_dim)
         if universal.task.tokenizer is not None:
             universal.task.tokenizer.save_pretrained(folder)
     return record

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from elastic.cost import Cost, CostModel, Limits
-from elastic.space import ResolvedSpace, Subnet
+from elastic.space import WIDTHS, ResolvedSpace, Subnet
 
 MAX_MIXTURES = 5_000
 NUM_RANDOM = 500
@@ -86,7 +86,7 @@ def random_candidates(
 
 
 def neighbours(space: ResolvedSpace, subnet: Subnet) -> list[Subnet]:
-    """Return the subnets that differ by one step of one axis in one layer, or by a step up here and one down there."""
+    """Return the subnets that differ by one step of one axis, or by a step up in one layer and one down in another."""
     steps: dict[int, list[Subnet]] = {1: [], -1: []}
     for axis, choices in (("ffn", space.ffn), ("heads", space.heads)):
         for layer, value in enumerate(getattr(subnet, axis)):
@@ -107,7 +107,19 @@ def neighbours(space: ResolvedSpace, subnet: Subnet) -> list[Subnet]:
         if all(u == s or d == s for u, d, s in zip(up.ffn + up.heads, down.ffn + down.heads,
                                                    subnet.ffn + subnet.heads, strict=True))
     )  # fmt: skip
-    return list(dict.fromkeys([*steps[1], *steps[-1], *swaps]))
+    return list(dict.fromkeys([*steps[1], *steps[-1], *swaps, *_other_widths(space, subnet)]))
+
+
+def _other_widths(space: ResolvedSpace, subnet: Subnet) -> Iterator[Subnet]:
+    """Yield the subnets that differ by one step of the hidden size or of the embedding's dimensions."""
+    for axis in WIDTHS:
+        choices = getattr(space, axis)
+        value = getattr(subnet, axis) or choices[-1]
+        for place, choice in enumerate(choices):
+            if value in choices and abs(place - choices.index(value)) == 1:
+                changed = replace(subnet, **{axis: None if choice == space.dims.hidden else choice})
+                if (changed.hidden, changed.embedding_dim) in space.widths():
+                    yield changed
 
 
 def landscape(

@@ -135,14 +135,16 @@ def hidden_distance(student: Returned, teacher: Returned) -> torch.Tensor:
     """Return the mean squared difference of hidden states, relative to the teacher's mean square.
 
     Compared are the states that the student's layers read, and the last: where layers are gone, the layer before
-    them learns to give what they would have given.
+    them learns to give what they would have given. A narrower stream is compared with the first dimensions of the
+    teacher's.
     """
     assert student.hidden_states is not None and teacher.hidden_states is not None
     last = len(teacher.hidden_states) - 1
     distances = []
     for index in (*student.kept_layers[1:], last):
-        taught = teacher.hidden_states[index].float()
-        squares = (student.hidden_states[index].float() - taught).square().mean(-1)
+        state = student.hidden_states[index].float()
+        taught = teacher.hidden_states[index][..., : state.shape[-1]].float()
+        squares = (state - taught).square().mean(-1)
         distances.append(_mean(squares, student.mask) / _mean(taught.square().mean(-1), student.mask).clamp(min=1e-12))
     return torch.stack(distances).mean()
 

@@ -1,0 +1,44 @@
+"""What lies behind an embedder's Transformer, where its hidden size is elastic: pooling follows, weights do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from elastic.errors import RecipeError
+from elastic.space import ResolvedSpace
+
+_FOLLOWING = ("Pooling", "Normalize", "Dropout")
+"""Modules of sentence-transformers that take any width."""
+_WIDTH_FIELDS = ("embedding_dimension", "word_embedding_dimension")
+"""What a saved pooling calls the width of what it pools; the second until sentence-transformers 5.1."""
+
+
+def check_head(name: str | None, space: ResolvedSpace) -> None:
+    """Check that what follows a Transformer takes a narrower stream.
+
+    Args:
+        name: the embedder's folder; anything that is no embedder is fine.
+        space: which hidden sizes it shall run.
+
+    Raises:
+        RecipeError: if the hidden size is elastic, and a module with weights of its own reads the stream.
+    """
+    modules = Path(name or "") / "modules.json"
+    if len(space.hidden) == 1 or not modules.is_file():
+        return
+    for entry in json.loads(modules.read_text())[1:]:
+        kind = entry["type"].rpartition(".")[2]
+        if kind not in _FOLLOWING:
+            raise RecipeError(
+                f"{name} has a {kind} after its Transformer, which takes the whole hidden size; leave 'hidden' out of "
+                "the space."
+            )
+
+
+def narrow_pooling(folder: Path, hidden: int) -> None:
+    """Tell the poolings of an extracted embedder how wide its stream is."""
+    for path in folder.glob("[1-9]_Pooling/config.json"):
+        config = json.loads(path.read_text())
+        config.update({name: hidden for name in _WIDTH_FIELDS if name in config})
+        path.write_text(json.dumps(config, indent=4))
