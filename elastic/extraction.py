@@ -104,8 +104,8 @@ def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> 
         if family.config_has_head_dim and (heads != dims.heads or subnet.hidden):
             # Before both: a stock configuration would derive the head size from them.
             small.head_dim = family.head_dim(config)
-        if subnet.hidden:
-            family.set_hidden(result, subnet.hidden)
+        for name in family.hidden_fields(config) if subnet.hidden else ():
+            setattr(small, name, subnet.hidden)
         if ffn != family.ffn(small):
             setattr(small, family.ffn_field, family.ffn_value(ffn, subnet.hidden or dims.hidden))
         if heads != dims.heads:
@@ -129,6 +129,9 @@ def is_portable(family: Family, config: PreTrainedConfig, subnet: Subnet) -> boo
         return False
     dims, ffn, heads = family.dims(config), subnet.ffn[first], subnet.heads[first]
     hidden = subnet.hidden or dims.hidden
+    if hidden != dims.hidden and any(getattr(config, name) == hidden for name in family.hidden_too):
+        # A size that happens to be equal, and then stands for the stream.
+        return False
     stated = (ffn, hidden) if family.ffn_is_ratio else (ffn, dims.hidden)
     if stated != (dims.ffn, dims.hidden) and not (
         family.config_has_ffn and isinstance(family.ffn_value(ffn, hidden), int)
@@ -158,7 +161,12 @@ def smaller_class(
         return model_class
     blocks = {**family.head_blocks(config), **family.ffn_blocks(config)}
     head_dim = family.head_dim(config)
+    hidden_fields = family.hidden_fields(config)
     stream = None if subnet.hidden is None else Stream.of(family, model_class, config)
+
+    def state_hidden(self: Any, hidden: int) -> None:
+        for name in hidden_fields:
+            setattr(family.body_config(self.config), name, hidden)
 
     def init(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
@@ -168,15 +176,15 @@ def smaller_class(
             shrink_layer(layer, family, blocks, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
         if stream is not None:
             stream.shrink(self, subnet.hidden or dims.hidden)
-            family.set_hidden(self.config, subnet.hidden or dims.hidden)
+            state_hidden(self, subnet.hidden or dims.hidden)
 
     def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> Any:
         # Configurations are checked when they are saved, and may refuse the slice with the universal model's heads.
-        family.set_hidden(self.config, dims.hidden)
+        state_hidden(self, dims.hidden)
         try:
             result = model_class.save_pretrained(self, save_directory, **kwargs)
         finally:
-            family.set_hidden(self.config, subnet.hidden or dims.hidden)
+            state_hidden(self, subnet.hidden or dims.hidden)
         _write_per_layer_config(Path(save_directory) / "config.json", family, dims, subnet)
         return result
 

@@ -30,8 +30,9 @@ settings.load_profile("elastic")
 
 def make_tiny_elastic(model):
     """Make a tiny model elastic along all axes that its family has."""
-    heads_together = get_family(model.config).heads_together
-    return make_elastic(model, SPACE_OF_ALL_HEADS if heads_together else SPACE)
+    family = get_family(model.config)
+    space = SPACE_OF_ALL_HEADS if family.heads_together else SPACE
+    return make_elastic(model, space if family.hidden_fixed else replace(space, hidden=(0.5, 1.0)))
 
 
 def fitting(model, subnet: Subnet) -> Subnet:

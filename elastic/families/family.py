@@ -105,7 +105,7 @@ class Family:
     hidden_fixed: str | None = None
     """Why the residual stream keeps its width, where it does."""
     hidden_too: tuple[str, ...] = ()
-    """Configuration fields that are sizes of the stream where they equal the hidden size."""
+    """Configuration fields that are the width of the stream where they equal the hidden size, and another one else."""
     layer_lists: tuple[str, ...] = ("layer_types",)
     """Configuration fields with one entry for each layer."""
     derived_fields: tuple[str, ...] = ()
@@ -159,20 +159,18 @@ class Family:
         ratio = ffn / hidden
         return int(ratio) if ratio.is_integer() else ratio
 
-    def set_hidden(self, config: PreTrainedConfig, hidden: int) -> None:
-        """Give a configuration another hidden size, in place; nothing that is derived from it changes along."""
+    def hidden_fields(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """Return the configuration fields that are the width of the stream, here."""
         body = self.body_config(config)
-        for name in self.hidden_too:
-            if getattr(body, name) == body.hidden_size:
-                setattr(body, name, hidden)
-        body.hidden_size = hidden
+        return ("hidden_size", *(name for name in self.hidden_too if getattr(body, name) == body.hidden_size))
 
     def at_hidden(self, config: PreTrainedConfig, hidden: int) -> PreTrainedConfig:
         """Return a copy of a configuration with another hidden size, and heads of the same size where it can say so."""
         result = copy.deepcopy(config)
         if self.config_has_head_dim:
             self.body_config(result).head_dim = self.head_dim(config)
-        self.set_hidden(result, hidden)
+        for name in self.hidden_fields(config):
+            setattr(self.body_config(result), name, hidden)
         return result
 
     def head_dim(self, config: PreTrainedConfig) -> int:

@@ -27,6 +27,10 @@ StreamDims = tuple[tuple[int, tuple[Block, ...]], ...]
 """The dimensions of one weight along which the stream lies: once, or several times one after the other."""
 
 
+PROBE = 3
+"""How many times wider the architecture is that is compared with: sizes of configurations are rarely thirds."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """Which dimensions of a model's weights are those of its residual stream."""
@@ -45,10 +49,10 @@ class Stream:
         """Find the stream of an architecture; builds two models of one layer, without weights.
 
         Raises:
-            FamilyError: if a weight grows with the hidden size and is no multiple of it.
+            FamilyError: if a weight comes or goes with the hidden size, or grows and is no multiple of it.
         """
         hidden = family.dims(config).hidden
-        wider = family.at_hidden(config, 2 * hidden)
+        wider = family.at_hidden(config, PROBE * hidden)
         small, large = (_one_layer(family, model_class, c) for c in (config, wider))
         path, (layer,) = family.find_layers(small)
         axes = _axis_dims(family, layer)
@@ -56,6 +60,8 @@ class Stream:
         outside, inside = {}, {}
         for name, parameter in small.named_parameters(remove_duplicate=False):
             in_layer = name.removeprefix(f"{path}.0.") if name.startswith(f"{path}.0.") else None
+            if name not in shapes:
+                raise FamilyError(f"'{name}' is not in a model of this architecture with another hidden size.")
             dims = _grown(parameter.shape, shapes[name], hidden, name, axes.get(in_layer))
             if dims and in_layer is None:
                 outside[name] = dims
@@ -97,7 +103,7 @@ class Stream:
             dims = {name: self.dims(f"{path}.{name}".lstrip(".")) for name in names}
             spec = tuple((name, found) for name, found in dims.items() if found)
             if spec:
-                module.__class__ = sliced_class(type(module), spec)
+                module.__class__ = sliced_class(type(module), spec)  # type: ignore[arg-type]
                 module.stream_active = active  # type: ignore[assignment]
 
 
@@ -122,7 +128,7 @@ def _grown(small: torch.Size, large: torch.Size, hidden: int, name: str, other_a
     for dim, (before, after) in enumerate(zip(small, large, strict=True)):
         if before == after or dim == other_axis:
             continue
-        times = (after - before) // hidden
+        times = (after - before) // ((PROBE - 1) * hidden)
         if before != times * hidden:
             raise FamilyError(f"dimension {dim} of '{name}' grows with the hidden size, and is no multiple of it.")
         found.append((dim, tuple(Block(i * hidden, hidden, 1) for i in range(times))))
@@ -163,9 +169,12 @@ class _SlicedParameter:
             return self
         parameters = module.__dict__["_parameters"]
         # FSDP puts plain tensors in the place of parameters while it runs.
-        whole = parameters[self.name] if self.name in parameters else module.__dict__.get(self.name)
+        held = parameters if self.name in parameters else module.__dict__
+        if self.name not in held:
+            raise AttributeError(self.name)
+        whole = held[self.name]
         hidden = module.stream_active.current.hidden
-        return whole if hidden is None or whole is None else _sliced(whole, self.dims, hidden)
+        return whole if hidden is None else _sliced(whole, self.dims, hidden)
 
     def __set__(self, module: Any, value: Any) -> None:
         module.__dict__[self.name] = value

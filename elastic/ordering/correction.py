@@ -48,9 +48,10 @@ def correct(
 
     One sub-layer after the other, on the stream of what has been corrected already: the weights (and bias)
     out of the neurons or heads that are left become the least-squares solution for what the full
-    model has in the stream after this sub-layer (in its first dimensions, where the stream is narrower). So they make up for units that are gone (STAT, arXiv
-    2406.00061, section 3), for layers that are gone, and for what the sub-layers before left over. ``mean``
-    adjusts biases alone: what is gone is replaced by its mean update (arXiv 2407.16286).
+    model has in the stream after this sub-layer, in its first dimensions where the stream is narrower.
+    So they make up for units that are gone (STAT, arXiv 2406.00061, section 3), for layers that are gone,
+    and for what the sub-layers before left over. ``mean`` adjusts biases alone: what is gone is replaced
+    by its mean update (arXiv 2407.16286).
 
     Every fourth batch is kept back, and a change stays only if it brings the model's outputs nearer on these: the
     outputs never move away from the full model's there.

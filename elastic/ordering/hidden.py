@@ -76,14 +76,13 @@ def score_hidden(model: PreTrainedModel, batches: Batches = ()) -> torch.Tensor:
         for means in _mean_sizes(output.detach(), current["batch"]):
             sums[index] += means.double().square().cpu()
 
-    count = 0
     with evaluating(model), torch.no_grad(), _outputs_hooked(norms, add):
-        for count, batch in enumerate(batches, 1):
+        for batch in batches:
             current["batch"] = batch
             run(model, batch)
-    if not count:
+    if not current:
         return _magnitude(model, stream)
-    check_calibration(count, sums)
+    check_calibration(1, sums)
     return torch.stack([total.sqrt() for total in sums]).sum(0)
 
 

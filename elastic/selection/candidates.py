@@ -112,14 +112,14 @@ def neighbours(space: ResolvedSpace, subnet: Subnet) -> list[Subnet]:
 
 def _other_widths(space: ResolvedSpace, subnet: Subnet) -> Iterator[Subnet]:
     """Yield the subnets that differ by one step of the hidden size or of the embedding's dimensions."""
-    for axis in WIDTHS:
+    now = {axis: getattr(subnet, axis) or getattr(space, axis)[-1] for axis in WIDTHS}
+    for axis, value in now.items():
         choices = getattr(space, axis)
-        value = getattr(subnet, axis) or choices[-1]
         for place, choice in enumerate(choices):
             if value in choices and abs(place - choices.index(value)) == 1:
-                changed = replace(subnet, **{axis: None if choice == space.dims.hidden else choice})
-                if (changed.hidden, changed.embedding_dim) in space.widths():
-                    yield changed
+                changed = space.uniform(**{**now, axis: choice})
+                if (changed.hidden, changed.embedding_dim) != (subnet.hidden, subnet.embedding_dim):
+                    yield replace(subnet, hidden=changed.hidden, embedding_dim=changed.embedding_dim)
 
 
 def landscape(

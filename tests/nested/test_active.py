@@ -16,7 +16,7 @@ from elastic.space import SearchSpace, Subnet
 from tests.conftest import fitting, make_tiny_elastic
 from tests.tiny import MODELS, SPACE, tiny_llama, tiny_vit
 
-SMALL = Subnet(ffn=(16, 0, 32), heads=(2, 4, 0))
+SMALL = Subnet(ffn=(16, 0, 32), heads=(2, 4, 0), hidden=20)
 
 
 def outputs(model, inputs):
