@@ -16,6 +16,7 @@ COLUMNS = (
     "model types",
     "FFN width",
     "heads",
+    "hidden size",
     "layers, sub-layers",
     "stock loading of uniform subnets",
     "generate",
@@ -41,6 +42,7 @@ def _cells(family: Family) -> tuple[str, ...]:
     return (
         "yes",
         _heads(family),
+        "no" if family.hidden_fixed else "yes",
         "yes",
         _stock_loading(family),
         "yes, with cache" if family.generates else "",
@@ -60,13 +62,19 @@ def _stock_loading(family: Family) -> str:
         limits.append("full FFN width")
     if family.ffn_is_ratio:
         limits.append("FFN widths that are multiples of the hidden size")
-    if not family.config_has_head_dim and not family.heads_together:
-        limits.append("all heads")
+    if not family.config_has_head_dim:
+        limits.append(_without_head_dim(family))
     if family.config_has_head_dim and family.heads_divide_hidden:
         limits.append("head counts that divide the hidden size")
     if family.first_layer_lacks:
         limits.append("the first layer kept")
     return ", ".join(limits) or "all"
+
+
+def _without_head_dim(family: Family) -> str:
+    if family.hidden_fixed:
+        return "all heads"
+    return "full hidden size" if family.heads_together else "as many heads as fill the hidden size"
 
 
 def updated(readme: str) -> str:

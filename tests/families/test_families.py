@@ -66,11 +66,17 @@ def test_the_table_says_what_stock_configurations_hold():
         model = make_tiny_elastic(build())
         elastic = get_elastic(model)
         family = elastic.family
-        portable = [s for s in elastic.resolved.uniform_subnets() if is_portable(family, model.config, s)]
+        uniform = elastic.resolved.uniform_subnets()
+        portable = [s for s in uniform if s.hidden is None and is_portable(family, model.config, s)]
         kept = [(s.ffn[s.kept_layers[0]], s.heads[s.kept_layers[0]]) for s in portable]
         assert {heads for _, heads in kept} == ({2, 4} if family.config_has_head_dim else {4}), name
         widths = {16, 32, 64} if family.config_has_ffn and not family.ffn_is_ratio else {64}
         assert {ffn for ffn, _ in kept} == (widths | {32} if family.ffn_is_ratio else widths), name
+        if family.hidden_fixed:
+            continue
+        narrow = [s for s in uniform if s.hidden == 16 and is_portable(family, model.config, s)]
+        heads = {s.heads[s.kept_layers[0]] for s in narrow}
+        assert heads == ({2, 4} if family.config_has_head_dim else set() if family.heads_together else {2}), name
 
 
 def test_sub_layers_hold_all_weights_that_they_should():
