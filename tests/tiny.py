@@ -101,7 +101,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "roberta": _tiny("RobertaForSequenceClassification", "RobertaConfig", **_TEXT, num_labels=3),
     "xlm_roberta": _tiny("XLMRobertaModel", "XLMRobertaConfig", **_TEXT),
     "camembert": _tiny("CamembertForTokenClassification", "CamembertConfig", **_TEXT, num_labels=3),
-    "electra": _tiny("ElectraForSequenceClassification", "ElectraConfig", **_TEXT, embedding_size=16, num_labels=3),
+    "electra": _tiny("ElectraForSequenceClassification", "ElectraConfig", **_TEXT, embedding_size=24, num_labels=3),
     "distilbert": _tiny(
         "DistilBertForSequenceClassification",
         "DistilBertConfig",
