@@ -185,7 +185,7 @@ def smaller_class(
             result = model_class.save_pretrained(self, save_directory, **kwargs)
         finally:
             state_hidden(self, subnet.hidden or dims.hidden)
-        _write_per_layer_config(Path(save_directory) / "config.json", family, dims, subnet)
+        _write_per_layer_config(Path(save_directory) / "config.json", family, self.config, dims, subnet)
         return result
 
     # The stock name: it is what transformers writes into the configuration as the architecture.
@@ -239,7 +239,9 @@ def _remove(layer: nn.Module, modules: Mapping[str, Skip]) -> None:
         layer.set_submodule(path, SkippedModule(skip, layer_idx))
 
 
-def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet: Subnet) -> None:
+def _write_per_layer_config(
+    path: Path, family: Family, model_config: PreTrainedConfig, dims: ModelDims, subnet: Subnet
+) -> None:
     """Add transformers' ``per_layer_config`` to a saved configuration.
 
     Every layer that differs also gets a size, 0 where a sub-layer is skipped: transformers refuses
@@ -254,12 +256,13 @@ def _write_per_layer_config(path: Path, family: Family, dims: ModelDims, subnet:
         if family.kv_heads_field:
             entry[family.kv_heads_field] = heads // dims.heads_per_group
         if subnet.hidden:
-            entry["hidden_size"] = subnet.hidden
+            entry[family.body_config(model_config).attribute_map.get("hidden_size", "hidden_size")] = subnet.hidden
         skipped = [name for name, size in (("attention", heads), ("mlp", ffn)) if not size]
         if skipped:
             entry["skip"] = skipped
         per_layer[str(index)] = entry
-    if all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers):
+    whole = all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers)
+    if whole and not subnet.hidden:
         # Sizes alone would not make transformers refuse what it cannot build: a model without its first layer.
         body[family.ffn_field] = _json_ffn(family, body, dims.ffn + 1)
     body["per_layer_config"] = per_layer

@@ -50,7 +50,7 @@ def test_the_graph_agrees_with_the_model(exported, kind):
 @pytest.mark.parametrize("universal", sorted(MODELS), indirect=True)
 @pytest.mark.parametrize("layers", ["alike", "different"])
 def test_subnets_of_every_family_export(universal, layers, tmp_path):
-    different = fitting(universal, Subnet(ffn=(16, 0, 32), heads=(2, 4, 0)))
+    different = fitting(universal, Subnet(ffn=(16, 0, 32), heads=(2, 4, 0), hidden=20))
     subnet = portable_subnets(universal)[0] if layers == "alike" else different
     report = export_onnx(extract(universal, subnet), tmp_path / "out")
     assert report.max_abs_diff < 1e-5
