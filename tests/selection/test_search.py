@@ -13,7 +13,7 @@ from elastic.errors import BudgetError, CheckError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
 from elastic.selection.candidates import landscape, neighbours
-from elastic.space import Subnet
+from elastic.space import ModelDims, SearchSpace, Subnet
 
 
 def size(subnet: Subnet) -> float:
@@ -83,8 +83,21 @@ def test_neighbours_differ_by_one_step_or_a_swap(universal):
     subnet = resolved.uniform(ffn=resolved.ffn[1])
     for other in neighbours(resolved, subnet):
         changed = [i for i in range(3) if (other.ffn[i], other.heads[i]) != (subnet.ffn[i], subnet.heads[i])]
-        assert 1 <= len(changed) <= 2
+        widened = (other.hidden, other.embedding_dim) != (subnet.hidden, subnet.embedding_dim)
+        assert not changed if widened else 1 <= len(changed) <= 2
         assert other in resolved
+
+
+def test_neighbours_step_the_widths_of_the_whole_model():
+    dims = ModelDims(2, 64, 4, 4, 32)
+    space = SearchSpace(hidden=[8, 16, 32], embedding_dim=[8, 16, 32]).resolve(dims)
+
+    def of(**choices):
+        return {(s.hidden, s.embedding_dim) for s in neighbours(space, space.uniform(**choices))}
+
+    assert of() == {(16, None), (None, 16)}
+    assert of(hidden=16, embedding_dim=8) == {(8, None), (None, 8), (16, None)}
+    assert of(hidden=8) == {(16, None)}
 
 
 def test_search_is_repeatable(universal):
