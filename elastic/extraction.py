@@ -99,7 +99,11 @@ def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> 
     kept = subnet.kept_layers
     result = config_of_layers(family, config, kept)
     small = family.body_config(result)
-    if is_portable(family, config, subnet):
+    portable = is_portable(family, config, subnet)
+    if subnet.hidden and not portable:
+        # Rotary embeddings are computed anew when weights are loaded, and would derive the head size from the slice.
+        small.head_dim = family.head_dim(config)
+    if portable:
         dims, ffn, heads = family.dims(config), subnet.ffn[kept[0]], subnet.heads[kept[0]]
         if family.config_has_head_dim and (heads != dims.heads or subnet.hidden):
             # Before both: a stock configuration would derive the head size from them.

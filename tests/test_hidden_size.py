@@ -49,7 +49,6 @@ def narrow(hidden, heads=4, ffn=64):
         (MODELS["gpt2"], 2, 16, True),
         (MODELS["gpt2"], 4, 16, False),
         (MODELS["distilbert"], 2, 16, True),
-        (MODELS["whisper"], 2, 16, True),
         (MODELS["modernbert"], 2, 16, True),
     ],
 )
@@ -73,8 +72,11 @@ def test_what_a_stock_configuration_can_say(build, heads, hidden, portable, tmp_
 @pytest.mark.parametrize(
     ("build", "field"),
     [
-        *((build, "hidden_size") for build in (tiny_bert, tiny_llama, MODELS["dinov2"], MODELS["electra"])),
-        *((MODELS[name], field) for name, field in (("gpt2", "n_embd"), ("distilbert", "dim"), ("whisper", "d_model"))),
+        *((MODELS[name], "hidden_size") for name in ("bert", "llama", "qwen2", "phi3", "dinov2", "electra")),
+        *(
+            (MODELS[name], field)
+            for name, field in (("gpt2", "n_embd"), ("distilbert", "dim"), ("modernbert", "hidden_size"))
+        ),
     ],
 )
 def test_what_stock_refuses_comes_back_without_a_difference(build, field, tmp_path):

@@ -16,6 +16,7 @@ WHISPER = Family(
     skip_attention={"self_attn_layer_norm": Skip.INPUT, "self_attn": Skip.ATTENTION_ZERO},
     skip_mlp={"final_layer_norm": Skip.INPUT, "fc1": Skip.ZERO, "fc2": Skip.ZERO},
     config_has_head_dim=False,
+    hidden_fixed="transformers makes Whisper's positions anew when it loads a model, and cannot for every hidden size",
     ffn_field="encoder_ffn_dim",
     heads_field="encoder_attention_heads",
     layers_field="encoder_layers",
