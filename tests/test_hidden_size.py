@@ -81,7 +81,7 @@ def test_what_a_stock_configuration_can_say(build, heads, hidden, portable, tmp_
 )
 def test_what_stock_refuses_comes_back_without_a_difference(build, field, tmp_path):
     model = make_elastic(build(), SearchSpace())
-    subnet, inputs = narrow(22), sample_inputs(model.config, batch=3)
+    subnet, inputs = Subnet((64, 16, 64), (4,) * 3, 22), sample_inputs(model.config, batch=3)
     record = CheckpointRecord(
         kind="extracted",
         family=model.config.model_type,
