@@ -1,9 +1,9 @@
 """Nested layers and the active subnet: how one set of weights runs as many models."""
 
 from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
-from elastic.nested.head_sizes import set_head_sizes
-from elastic.nested.layers import RowNested, SkippedModule, take_units
+from elastic.nested.layers import RowNested, take_units
 from elastic.nested.surgery import complete_first_layer, config_of_layers, make_elastic, meta_model, set_drop_order
+from elastic.portable import SkippedModule
 
 __all__ = [
     "Elastic",
@@ -19,6 +19,5 @@ __all__ = [
     "meta_model",
     "resumed_from",
     "set_drop_order",
-    "set_head_sizes",
     "take_units",
 ]

@@ -1,0 +1,15 @@
+"""Checkpoints whose layers differ, loadable without Elastic: one file of code goes along with them."""
+
+from elastic.portable.modeling_elastic import ConfigView, SkippedModule, config_class, model_class, skipped_output
+from elastic.portable.table import layer_sizes, make_portable, size_table
+
+__all__ = [
+    "ConfigView",
+    "SkippedModule",
+    "config_class",
+    "layer_sizes",
+    "make_portable",
+    "model_class",
+    "size_table",
+    "skipped_output",
+]
