@@ -208,8 +208,8 @@ def _config_of_layers(
     config: Any = portable.config_class(type(stock))(**{"elastic": table, **data})
     if config.layer_sizes != portable.layer_sizes(family, stock, subnet):
         raise CheckpointError(
-            f"{folder / 'config.json'} has other layers than the subnet in {RECORD_NAME}; one of them belongs to another "
-            "checkpoint."
+            f"{folder / 'config.json'} has other layers than the subnet in {RECORD_NAME}; one of them belongs to "
+            "another checkpoint."
         )
     return config
 

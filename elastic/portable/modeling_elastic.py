@@ -20,7 +20,6 @@ Every configuration and model class of transformers is found here by its name: `
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+_made: dict[type, Any] = {}
+"""The subclass of each stock class: one, so that ``isinstance`` and pickle work."""
 
 
 def __getattr__(name: str) -> type:
@@ -40,12 +42,13 @@ def __getattr__(name: str) -> type:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-@functools.cache
 def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return a subclass of a stock configuration that reads and writes ``per_layer_config`` as ``layer_sizes``.
 
     All other fields describe a model of equal layers, so that whatever reads them goes on to work.
     """
+    if base in _made:
+        return _made[base]
 
     def init(self: Any, **fields: Any) -> None:
         part = (fields.get("elastic") or {}).get("config_part")
@@ -68,19 +71,20 @@ def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
     # The stock name: transformers finds tokenizers and inner models by it. With _auto_class, saving copies this file.
     body = {"__init__": init, "to_dict": to_dict, "_auto_class": "AutoConfig", "__module__": __name__}
-    return type(base.__name__, (base,), body)
+    return _made.setdefault(base, type(base.__name__, (base,), body))
 
 
-@functools.cache
 def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return a subclass of a stock model whose layers have the sizes that the configuration says."""
+    if base in _made:
+        return _made[base]
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         resize_layers(self, config)
 
-    body = {"__init__": init, "config_class": config_class(base.config_class), "__module__": __name__}
-    return type(base.__name__, (base,), body)
+    body = {"__init__": init, "config_class": config_class(base.config_class), "__module__": __name__}  # type: ignore[arg-type]
+    return _made.setdefault(base, type(base.__name__, (base,), body))
 
 
 def resize_layers(model: PreTrainedModel, config: Any) -> None:
@@ -94,7 +98,7 @@ def resize_layers(model: PreTrainedModel, config: Any) -> None:
         raise ValueError(
             "the configuration does not say the sizes of the layers: 'elastic' or 'per_layer_config' lacks."
         )
-    layers = model.base_model.get_submodule(table["layers"])
+    layers: Any = model.base_model.get_submodule(table["layers"])
     if len(layers) != len(all_sizes):
         raise ValueError(f"the model has {len(layers)} layers, and per_layer_config the sizes of {len(all_sizes)}.")
     for path, like in table["first_layer"].items():
