@@ -56,6 +56,8 @@ class CheckpointRecord(BaseModel):
     cost: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     test_quality: dict[str, Any] | None = None
+    comparison: dict[str, dict[str, Any]] | None = None
+    """Extracted: the universal model's largest subnet and the neighbours on the front, with cost and quality."""
     verification: dict[str, Any] | None = None
     correction: dict[str, Any] | None = None
     """Extracted: how the weights were adjusted after the cut, and the quality after that."""

@@ -30,6 +30,7 @@ from elastic.ordering import (
     permute,
     score,
 )
+from elastic.pipeline.card import write_card
 from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrained, resolve_granularities
 from elastic.pipeline.training import versions
 from elastic.recipe import ModelSection, Recipe
@@ -229,6 +230,7 @@ def convert(
         copy_companions(plan.model, folder)
         if task is not None and task.tokenizer is not None:
             task.tokenizer.save_pretrained(folder)
+        write_card(folder, output.name, record, model, points)
     return Conversion(record, difference, points, corrected)
 
 

@@ -23,6 +23,7 @@ from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, l
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, RecipeError
 from elastic.folder import check_output, new_folder
+from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import make_embedding_loss, make_objective
 from elastic.pipeline.models import AUTO_CLASSES, load_pretrained
 from elastic.pipeline.training import training_arguments, versions
@@ -158,6 +159,7 @@ def heal(
         )
         save_checkpoint(model, healed, written)
         copy_companions(folder, written)
+        write_card(written, output.name, healed, model)
     return Healing(before, keep_best.best, healed)
 
 

@@ -1,9 +1,11 @@
 """Checkpoints whose layers differ, loadable without Elastic: one file of code goes along with them."""
 
 from elastic.portable.modeling_elastic import ConfigView, SkippedModule, config_class, model_class, skipped_output
-from elastic.portable.table import layer_sizes, make_portable, size_table
+from elastic.portable.table import CODE_NAME, auto_class_of, layer_sizes, make_portable, size_table
 
 __all__ = [
+    "CODE_NAME",
+    "auto_class_of",
     "ConfigView",
     "SkippedModule",
     "config_class",

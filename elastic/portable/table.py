@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from elastic.families import Family, HeadSize
 from elastic.portable import modeling_elastic
 from elastic.space import Subnet
+
+CODE_NAME = Path(modeling_elastic.__file__).name
+"""The file of code that lies beside the weights of models whose layers differ."""
 
 
 def make_portable(
@@ -94,5 +98,12 @@ def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
         if name.startswith("Auto") and mapping is not None and config_class in mapping:
             model_class = mapping[config_class]
             found[name] = (model_class[0] if isinstance(model_class, Sequence) else model_class).__name__
-    module = modeling_elastic.__name__.rpartition(".")[2]
+    module = Path(CODE_NAME).stem
     return {name: f"{module}.{class_name}" for name, class_name in found.items()}
+
+
+def auto_class_of(model: PreTrainedModel) -> str:
+    """Return the Auto class of transformers that loads models of this class; the class itself where none does."""
+    name = type(model).__name__
+    classes = auto_map(type(model.config))
+    return next((auto for auto, target in classes.items() if target.endswith(f".{name}")), name)

@@ -1,14 +1,12 @@
 """Runs in a process of its own, where Elastic cannot be imported; prints what it finds of each checkpoint as JSON."""
 
-import sys
-
-sys.modules["elastic"] = None  # type: ignore[assignment]
-
 import json
+import sys
 from pathlib import Path
 
-import torch
-import transformers
+sys.modules["elastic"] = None  # type: ignore[assignment]
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.logging.disable_progress_bar()
