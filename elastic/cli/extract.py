@@ -101,8 +101,8 @@ def extract(
         note(f"Any transformers loads it: AutoModel*.from_pretrained('{output}').")
     else:
         note(
-            f"Its layers differ: AutoModel*.from_pretrained('{output}', trust_remote_code=True) or elastic.load('{output}')"
-            " loads it; --uniform gives one for stock loading."
+            f"Its layers differ: AutoModel*.from_pretrained('{output}', trust_remote_code=True) loads it, or "
+            f"elastic.load('{output}'); --uniform gives one for stock loading."
         )
     note(f"Next: elastic export {output} --to onnx -o bundle")
     push(output, push_to_hub, private)

@@ -12,9 +12,7 @@ from elastic.errors import ElasticError
 
 PushToHub = Annotated[
     str | None,
-    typer.Option(
-        "--push-to-hub", metavar="REPO_ID", help="Upload the finished folder to this Hugging Face repository."
-    ),
+    typer.Option("--push-to-hub", metavar="REPO_ID", help="Upload the finished folder to this repository on the Hub."),
 ]
 Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")]
 
