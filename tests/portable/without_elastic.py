@@ -54,7 +54,20 @@ def look_at(folder):
         cached = model.generate(prompt, use_cache=True, **arguments)
         found["generates alike"] = torch.equal(cached, model.generate(prompt, use_cache=False, **arguments))
         found["generated"] = cached.tolist()
+    if folder.name == "llama-both":
+        found["another head"] = another_head(folder, model)
     return found
+
+
+def another_head(folder, model):
+    """A class whose body transformers itself makes through an Auto class, as users do who train a classifier."""
+    classifier, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=True, num_labels=3, output_loading_info=True
+    )
+    inputs = torch.load(folder / "inputs.pt")
+    with torch.no_grad():
+        same = torch.equal(classifier.model.eval()(**inputs)[0], model.model.eval()(**inputs)[0])
+    return {"missing": sorted(loading["missing_keys"]), "same": same, "labels": classifier.config.num_labels}
 
 
 if __name__ == "__main__":
