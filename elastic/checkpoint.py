@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from elastic import portable
 from elastic.errors import CheckpointError
-from elastic.extraction import smaller_class, take_layer_sizes
+from elastic.extraction import take_layer_sizes
 from elastic.families import get_family
 from elastic.folder import sha256
 from elastic.nested import Elastic, make_elastic
@@ -54,6 +56,8 @@ class CheckpointRecord(BaseModel):
     cost: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     test_quality: dict[str, Any] | None = None
+    comparison: dict[str, dict[str, Any]] | None = None
+    """Extracted: the universal model's largest subnet and the neighbours on the front, with cost and quality."""
     verification: dict[str, Any] | None = None
     correction: dict[str, Any] | None = None
     """Extracted: how the weights were adjusted after the cut, and the quality after that."""
@@ -143,7 +147,7 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
     folder = Path(folder)
     record = read_record(folder)
     _check_files(folder, record)
-    config, layers_differ = _read_config(folder, record)
+    config = _read_config(folder, record)
     model_class = model_class_of(folder, config)
     if record.kind == "universal":
         model = _from_pretrained(model_class, folder, config)
@@ -151,11 +155,8 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
             return model
         order = None if record.drop_order is None else DropOrder.from_dict(record.drop_order)
         return make_elastic(model, SearchSpace.from_dict(record.space), order)
-    if layers_differ:
-        if record.subnet is None or record.universal_dims is None:
-            raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")
-        subnet = Subnet.from_dict(record.subnet)
-        model_class = smaller_class(model_class, get_family(config), record.universal_dims, config, subnet)
+    if getattr(config, "layer_sizes", None):
+        model_class = portable.model_class(model_class)
     return _from_pretrained(model_class, folder, config)
 
 
@@ -179,17 +180,15 @@ def _check_files(folder: Path, record: CheckpointRecord) -> None:
             )
 
 
-def _read_config(folder: Path, record: CheckpointRecord) -> tuple[PreTrainedConfig, bool]:
-    """Return the configuration, and whether its layers differ.
-
-    The sizes of single layers are left out of it: some configurations of transformers refuse to be
-    built with them. They follow from the subnet.
-    """
+def _read_config(folder: Path, record: CheckpointRecord) -> PreTrainedConfig:
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text())
-        layers_differ = take_layer_sizes(data)
-        config = AutoConfig.for_model(**data)
+        stock = copy.deepcopy(data)
+        layers_differ = take_layer_sizes(stock)
+        config = AutoConfig.for_model(**stock)
+        if layers_differ:
+            config = _config_of_layers(folder, record, data, config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if config.model_type != record.family:
@@ -197,7 +196,24 @@ def _read_config(folder: Path, record: CheckpointRecord) -> tuple[PreTrainedConf
             f"{path} is of type '{config.model_type}', and {RECORD_NAME} of '{record.family}'; one of them belongs to "
             "another checkpoint."
         )
-    return config, layers_differ
+    return config
+
+
+def _config_of_layers(
+    folder: Path, record: CheckpointRecord, data: dict[str, Any], stock: PreTrainedConfig
+) -> PreTrainedConfig:
+    if record.subnet is None:
+        raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")
+    family, subnet = get_family(stock), Subnet.from_dict(record.subnet)
+    # Checkpoints that took no code along do not have it.
+    table = portable.size_table(family, stock, subnet)
+    config: Any = portable.config_class(type(stock))(**{"elastic": table, **data})
+    if config.layer_sizes != portable.layer_sizes(family, stock, subnet):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has other layers than the subnet in {RECORD_NAME}; one of them belongs to "
+            "another checkpoint."
+        )
+    return config
 
 
 def model_class_of(folder: Path, config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -45,6 +45,12 @@ class CheckError(ElasticError):
     exit_code = 1
 
 
+class HubError(ElasticError):
+    """An upload that did not happen (exit code 1); the folder is complete all the same."""
+
+    exit_code = 1
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, else the list of known names."""
     by_lower = {one.lower(): one for one in sorted(known)}

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
+from elastic import portable
 from elastic.errors import CheckError
-from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs, output_dim
+from elastic.families import Family, input_shapes, output_dim
 from elastic.nested import (
-    SkippedModule,
     Stream,
     active,
-    complete_first_layer,
     config_of_layers,
     evaluating,
     get_elastic,
-    set_head_sizes,
     take_units,
 )
-from elastic.space import AXES, ModelDims, ResolvedSpace, Subnet, check_subnet
+from elastic.space import AXES, ResolvedSpace, Subnet, check_subnet
 
 TOLERANCE = 1e-5
 """Largest difference of float32 outputs that verification accepts: sums of the same numbers, in another order."""
@@ -37,8 +31,8 @@ def extract(model: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     """Return ``subnet`` of a universal model as a model of its own, with copied weights.
 
     A uniform subnet becomes a stock model of its class. Where layers differ, a stock configuration
-    cannot say so: the result is of a subclass that `elastic.load` knows, and that stock
-    ``from_pretrained`` refuses.
+    cannot say so: the result is of a subclass whose code is saved with it, and that stock
+    ``from_pretrained`` refuses without ``trust_remote_code=True``.
 
     Raises:
         SpaceError: if the model cannot run the subnet.
@@ -46,18 +40,22 @@ def extract(model: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     """
     elastic = get_elastic(model)
     check_subnet(subnet, elastic.dims)
-    model_class = smaller_class(type(model), elastic.family, elastic.dims, model.config, subnet)
-    config = smaller_config(elastic.family, model.config, subnet)
+    stream = None if subnet.hidden is None else Stream.of(elastic.family, type(model), model.config)
+    config = smaller_config(elastic.family, model.config, subnet, stream)
+    stock = is_portable(elastic.family, model.config, subnet)
+    model_class = type(model) if stock else portable.model_class(type(model))
     with torch.random.fork_rng(devices=[]):
         small = model_class._from_config(config, dtype=model.dtype)
     source = model.state_dict()
-    cut = _cutter(elastic.family, model, subnet)
+    cut = _cutter(elastic.family, model, subnet, stream)
     small.load_state_dict({name: cut(source, name, target) for name, target in small.state_dict().items()})
     small.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     return small.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 
-def _cutter(family: Family, model: PreTrainedModel, subnet: Subnet) -> Callable[..., torch.Tensor]:
+def _cutter(
+    family: Family, model: PreTrainedModel, subnet: Subnet, stream: Stream | None
+) -> Callable[..., torch.Tensor]:
     """Return the function that cuts one weight of the small model out of those of the universal one.
 
     Rows of projections are the first units of each block; everything else is a prefix.
@@ -66,7 +64,6 @@ def _cutter(family: Family, model: PreTrainedModel, subnet: Subnet) -> Callable[
     prefix = path + "."
     heads_per_group = family.dims(model.config).heads_per_group
     head_blocks, ffn_blocks = family.head_blocks(model.config), family.ffn_blocks(model.config)
-    stream = None if subnet.hidden is None else Stream.of(family, type(model), model.config)
 
     def taken(source: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         return source[name] if stream is None else stream.take(name, source[name], subnet.hidden or stream.hidden)
@@ -94,16 +91,21 @@ def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return weight[tuple(slice(size) for size in target.shape)]
 
 
-def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> PreTrainedConfig:
-    """Return the stock configuration of the subnet; where layers differ, that of its largest layer."""
+def smaller_config(
+    family: Family, config: PreTrainedConfig, subnet: Subnet, stream: Stream | None = None
+) -> PreTrainedConfig:
+    """Return the configuration of the subnet: a stock one, or where layers differ one with the sizes of each.
+
+    ``stream`` is that of the universal model, where the subnet has a hidden size of its own.
+    """
     kept = subnet.kept_layers
     result = config_of_layers(family, config, kept)
     small = family.body_config(result)
-    portable = is_portable(family, config, subnet)
-    if subnet.hidden and not portable:
+    stock = is_portable(family, config, subnet)
+    if subnet.hidden and not stock:
         # Rotary embeddings are computed anew when weights are loaded, and would derive the head size from the slice.
         small.head_dim = family.head_dim(config)
-    if portable:
+    if stock:
         dims, ffn, heads = family.dims(config), subnet.ffn[kept[0]], subnet.heads[kept[0]]
         if family.config_has_head_dim and (heads != dims.heads or subnet.hidden):
             # Before both: a stock configuration would derive the head size from them.
@@ -121,7 +123,19 @@ def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> 
         attention = config._attn_implementation
         result = type(config).from_dict(data)
         result._attn_implementation = attention
-    return result
+    return result if stock else _with_layer_sizes(result, family, config, subnet, stream)
+
+
+def _with_layer_sizes(
+    result: PreTrainedConfig, family: Family, config: PreTrainedConfig, subnet: Subnet, stream: Stream | None
+) -> PreTrainedConfig:
+    dims = family.dims(config)
+    whole = all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers)
+    if whole and not subnet.hidden:
+        # Sizes alone would not make transformers refuse what it cannot build: a model without its first layer.
+        setattr(family.body_config(result), family.ffn_field, family.ffn_value(dims.ffn + 1, dims.hidden))
+    weights = None if stream is None else stream.counts(family.layers)
+    return portable.make_portable(result, family, config, subnet, weights)
 
 
 def is_portable(family: Family, config: PreTrainedConfig, subnet: Subnet) -> bool:
@@ -155,129 +169,6 @@ def choices_stock_refuses(family: Family, config: PreTrainedConfig, space: Resol
         for axis in AXES
     }
     return {axis: choices for axis, choices in refused.items() if choices}
-
-
-def smaller_class(
-    model_class: type[PreTrainedModel], family: Family, dims: ModelDims, config: PreTrainedConfig, subnet: Subnet
-) -> type[PreTrainedModel]:
-    """Return the class of the extracted model: the stock one, or a subclass whose layers differ."""
-    if is_portable(family, config, subnet):
-        return model_class
-    blocks = {**family.head_blocks(config), **family.ffn_blocks(config)}
-    head_dim = family.head_dim(config)
-    hidden_fields = family.hidden_fields(config)
-    stream = None if subnet.hidden is None else Stream.of(family, model_class, config)
-
-    def state_hidden(self: Any, hidden: int) -> None:
-        for name in hidden_fields:
-            setattr(family.body_config(self.config), name, hidden)
-
-    def init(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        model_class.__init__(self, config, *args, **kwargs)
-        for position, (layer, index) in enumerate(zip(family.find_layers(self)[1], subnet.kept_layers, strict=True)):
-            if index and not position:
-                complete_first_layer(layer, family)
-            shrink_layer(layer, family, blocks, dims, head_dim, ffn=subnet.ffn[index], heads=subnet.heads[index])
-        if stream is not None:
-            stream.shrink(self, subnet.hidden or dims.hidden)
-            state_hidden(self, subnet.hidden or dims.hidden)
-
-    def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> Any:
-        # Configurations are checked when they are saved, and may refuse the slice with the universal model's heads.
-        state_hidden(self, dims.hidden)
-        try:
-            result = model_class.save_pretrained(self, save_directory, **kwargs)
-        finally:
-            state_hidden(self, subnet.hidden or dims.hidden)
-        _write_per_layer_config(Path(save_directory) / "config.json", family, self.config, dims, subnet)
-        return result
-
-    # The stock name: it is what transformers writes into the configuration as the architecture.
-    body = {"__init__": init, "save_pretrained": save_pretrained, "__module__": model_class.__module__}
-    return type(model_class.__name__, (model_class,), body)
-
-
-def shrink_layer(
-    layer: nn.Module,
-    family: Family,
-    blocks: Mapping[str, tuple[Block, ...]],
-    dims: ModelDims,
-    head_dim: int,
-    *,
-    ffn: int,
-    heads: int,
-) -> None:
-    """Give one stock layer the sizes of its choice, or take a whole sub-layer out."""
-    if heads:
-        units = heads // dims.heads_per_group
-        for path in {projection.path for projection in family.head_inputs}:
-            _resize(layer, path, rows=sum(units * block.size for block in blocks[path]))
-        _resize(layer, family.head_output, columns=heads * head_dim)
-        set_head_sizes(layer, family, heads, head_dim, dims.heads_per_group)
-    else:
-        _remove(layer, family.skip_attention)
-    if ffn:
-        for path in set(family.ffn_inputs):
-            _resize(layer, path, rows=sum(ffn * block.size for block in blocks[path]))
-        _resize(layer, family.ffn_output, columns=ffn)
-    else:
-        _remove(layer, family.skip_mlp)
-
-
-def _resize(layer: nn.Module, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
-    old = layer.get_submodule(path)
-    rows, columns = rows or num_outputs(old), columns or num_inputs(old)
-    weight: torch.Tensor = old.weight  # type: ignore[assignment]
-    new: nn.Module
-    if isinstance(old, Conv1D):
-        with torch.device(weight.device):
-            new = Conv1D(rows, columns).to(weight.dtype)
-    else:
-        new = nn.Linear(columns, rows, bias=old.bias is not None, device=weight.device, dtype=weight.dtype)
-    layer.set_submodule(path, new)
-
-
-def _remove(layer: nn.Module, modules: Mapping[str, Skip]) -> None:
-    for path, skip in modules.items():
-        layer_idx = getattr(layer.get_submodule(path), "layer_idx", None)
-        layer.set_submodule(path, SkippedModule(skip, layer_idx))
-
-
-def _write_per_layer_config(
-    path: Path, family: Family, model_config: PreTrainedConfig, dims: ModelDims, subnet: Subnet
-) -> None:
-    """Add transformers' ``per_layer_config`` to a saved configuration.
-
-    Every layer that differs also gets a size, 0 where a sub-layer is skipped: transformers refuses
-    to build such a model, whereas a lone ``skip`` would be ignored, and missing weights made up.
-    """
-    config = json.loads(path.read_text())
-    body = config[family.config_part] if family.config_part else config
-    per_layer = {}
-    for index, layer in enumerate(subnet.kept_layers):
-        ffn, heads = subnet.ffn[layer], subnet.heads[layer]
-        entry: dict[str, Any] = {family.ffn_field: _json_ffn(family, body, ffn), family.heads_field: heads}
-        if family.kv_heads_field:
-            entry[family.kv_heads_field] = heads // dims.heads_per_group
-        if subnet.hidden:
-            entry[family.body_config(model_config).attribute_map.get("hidden_size", "hidden_size")] = subnet.hidden
-        skipped = [name for name, size in (("attention", heads), ("mlp", ffn)) if not size]
-        if skipped:
-            entry["skip"] = skipped
-        per_layer[str(index)] = entry
-    whole = all((subnet.ffn[i], subnet.heads[i]) == (dims.ffn, dims.heads) for i in subnet.kept_layers)
-    if whole and not subnet.hidden:
-        # Sizes alone would not make transformers refuse what it cannot build: a model without its first layer.
-        body[family.ffn_field] = _json_ffn(family, body, dims.ffn + 1)
-    body["per_layer_config"] = per_layer
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _json_ffn(family: Family, body: Mapping[str, Any], ffn: int) -> int | float:
-    if not family.ffn_is_ratio:
-        return ffn
-    whole, rest = divmod(ffn, body["hidden_size"])
-    return ffn / body["hidden_size"] if rest else whole
 
 
 def take_layer_sizes(data: dict[str, Any]) -> bool:

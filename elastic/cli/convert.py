@@ -20,6 +20,7 @@ from elastic.cli.options import (
     read_space_option,
 )
 from elastic.cli.output import note, print_json, print_table, reported
+from elastic.cli.push import Private, PushToHub, check_push, push
 from elastic.errors import ElasticError, SpaceError
 
 if TYPE_CHECKING:
@@ -59,9 +60,12 @@ def convert(
     correct: Correct = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
     input_shape: InputShape = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Order a pretrained model's neurons, heads and layers, so that its smaller subnets work without training."""
+    check_push(push_to_hub, private)
     if not space and recipe is None:
         raise SpaceError("no space is given; add --space '{ffn: [0.5, 1.0]}', or a --recipe that has one.")
     has_data = recipe is not None or calibration is not None
@@ -112,11 +116,13 @@ def convert(
                 ],
             }
         )
+        push(output, push_to_hub, private)
         return
     if result.points:
         _print_one_shot(result.points, result.corrected)
     note(f"The full model's outputs changed by {result.difference:.1e} of their size.")
     note(f"Next: elastic info {output}" + (f"; elastic extract {output} --flops 50% -o small" if recipe else ""))
+    push(output, push_to_hub, private)
 
 
 def _choice(option: str, given: str | None, known: Sequence[str], nothing: str, default: str | None) -> Any:

@@ -26,6 +26,7 @@ from elastic.cli.options import (
 )
 from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import print_points
+from elastic.cli.push import Private, PushToHub, check_push, push
 from elastic.errors import BudgetError
 
 
@@ -44,9 +45,12 @@ def extract(
     candidates: Candidates = 48,
     correct: Correct = None,
     input_shape: InputShape = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
+    check_push(push_to_hub, private)
     if subnet and (flops or macs or params or memory):
         raise BudgetError("give either --subnet or a budget, not both.")
     budget = None if subnet else read_budget(flops, macs, params, memory)
@@ -82,6 +86,7 @@ def extract(
     if as_json:
         result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
         print_json({"output": str(output), "stock": stock, **result})
+        push(output, push_to_hub, private)
         return
     print_points([best], title=f"Extracted to {output}")
     if record.test_quality:
@@ -95,5 +100,9 @@ def extract(
     if stock:
         note(f"Any transformers loads it: AutoModel*.from_pretrained('{output}').")
     else:
-        note(f"Its layers differ: load it with elastic.load('{output}'), or extract with --uniform for stock loading.")
+        note(
+            f"Its layers differ: AutoModel*.from_pretrained('{output}', trust_remote_code=True) loads it, or "
+            f"elastic.load('{output}'); --uniform gives one for stock loading."
+        )
     note(f"Next: elastic export {output} --to onnx -o bundle")
+    push(output, push_to_hub, private)

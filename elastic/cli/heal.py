@@ -10,6 +10,7 @@ import typer
 
 from elastic.cli.options import Json, Output, Overrides, Variant
 from elastic.cli.output import note, print_json, reported
+from elastic.cli.push import Private, PushToHub, check_push, push
 
 
 @reported
@@ -23,9 +24,12 @@ def heal(
     ] = None,
     variant: Variant = None,
     overrides: Overrides = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Train an extracted model by the model it was cut from, until held-out quality stops rising."""
+    check_push(push_to_hub, private)
     from elastic.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or [], variant=variant)
@@ -36,6 +40,7 @@ def heal(
     if as_json:
         record = result.record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
         print_json({"output": str(output), "before": result.before.to_dict(), **record})
+        push(output, push_to_hub, private)
         return
     before, after = result.before, result.after
     measured_on = f"{after.metric} ({after.split}, {after.num_examples})"
@@ -45,3 +50,4 @@ def heal(
     if result.record.test_quality:
         test = result.record.test_quality
         note(f"On test data, used only for this: {test['metric']} {test['value']:.4g} ({test['num_examples']}).")
+    push(output, push_to_hub, private)

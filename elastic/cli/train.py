@@ -10,6 +10,7 @@ import typer
 
 from elastic.cli.options import Json, Output, Overrides, Variant
 from elastic.cli.output import note, print_json, print_table, reported
+from elastic.cli.push import Private, PushToHub, check_push, push
 
 
 @reported
@@ -19,9 +20,12 @@ def train(
     variant: Variant = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run beside OUT.")] = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Train the universal model of a recipe."""
+    check_push(push_to_hub, private)
     from elastic.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or [], variant=variant)
@@ -35,6 +39,7 @@ def train(
         return
     if as_json:
         print_json({"output": str(output), "metrics": metrics})
+        push(output, push_to_hub, private)
         return
     rows = [
         {"metric on validation data": name.removeprefix("eval_"), "value": f"{value:.4g}"}
@@ -43,3 +48,4 @@ def train(
     ]
     print_table(rows, title=f"Universal model in {output}")
     note(f"Next: elastic info {output}; elastic extract {output} --flops 50% -o small")
+    push(output, push_to_hub, private)

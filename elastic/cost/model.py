@@ -30,6 +30,7 @@ from elastic.nested import (
     make_elastic,
     meta_model,
 )
+from elastic.portable import narrow_stream
 from elastic.space import SearchSpace, Subnet, check_subnet
 
 
@@ -61,7 +62,9 @@ class CostModel:
         self._model = self._of_layers(tuple(range(num_layers)))
         elastic = get_elastic(self._model)
         self._dims = elastic.dims
-        self._element_bytes = (getattr(config, "dtype", None) or torch.float32).itemsize
+        dtype = getattr(config, "dtype", None) or torch.float32
+        # save_pretrained leaves the name of the data type behind.
+        self._element_bytes = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
         layers = elastic.family.find_layers(self._model)[1]
         self._layer_params = [count_layer_params(layer, elastic.family, config) for layer in layers]
         self._outside_params = _num_params(self._model) - _num_params(layers)
@@ -141,7 +144,9 @@ class CostModel:
         if layers[0]:
             complete_first_layer(self._family.find_layers(model)[1][0], self._family)
         if self._hidden is not None:
-            Stream.of(self._family, self._model_class, self._config).shrink(model, self._hidden)
+            stream = Stream.of(self._family, self._model_class, self._config)
+            path = self._family.layers
+            narrow_stream(model, {"hidden": self._hidden, "weights": stream.counts(path)}, path)
         model = make_elastic(model, SearchSpace()).eval()
         model.set_attn_implementation("eager")
         return model

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-class Skip(enum.Enum):
+class Skip(str, enum.Enum):
     """What a module returns when its sub-layer is skipped, so that the layer passes its input on."""
 
     INPUT = "input"

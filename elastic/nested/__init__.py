@@ -2,10 +2,10 @@
 
 from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
 from elastic.nested.architecture import complete_first_layer, config_of_layers, meta_model
-from elastic.nested.head_sizes import set_head_sizes
-from elastic.nested.layers import RowNested, SkippedModule, take_units
+from elastic.nested.layers import RowNested, take_units
 from elastic.nested.stream import Stream
 from elastic.nested.surgery import make_elastic, set_drop_order
+from elastic.portable import SkippedModule
 
 __all__ = [
     "Elastic",
@@ -22,6 +22,5 @@ __all__ = [
     "meta_model",
     "resumed_from",
     "set_drop_order",
-    "set_head_sizes",
     "take_units",
 ]

@@ -8,24 +8,10 @@ from typing import Any
 from torch import nn
 
 from elastic.families import Family, HeadSize
+from elastic.portable import ConfigView
 
 Sizes = tuple[tuple[str, HeadSize], ...]
 CONFIG = "config."
-
-
-class ConfigView:
-    """A configuration in which some fields have other values; all else is read from the original."""
-
-    def __init__(self, config: Any, fields: dict[str, int]) -> None:
-        self._config = config
-        self._fields = fields
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        fields = self.__dict__.get("_fields", {})
-        # Not copied: transformers changes the attention implementation in the configuration of a live model.
-        return fields[name] if name in fields else getattr(self.__dict__["_config"], name)
 
 
 def sizes_by_module(family: Family) -> dict[str, Sizes]:
@@ -66,16 +52,3 @@ def sized_class(cls: type[nn.Module], sizes: Sizes, head_dim: int, heads_per_gro
     if in_config:
         body["config"] = property(config)
     return type(f"Sized{cls.__name__}", (cls,), {**body, "__module__": __name__})
-
-
-def set_head_sizes(layer: nn.Module, family: Family, heads: int, head_dim: int, heads_per_group: int) -> None:
-    """Give the attention of one stock layer the sizes of its head count."""
-    for path, sizes in sizes_by_module(family).items():
-        module: Any = layer.get_submodule(path)
-        values = {name: _value(size, heads, head_dim, heads_per_group) for name, size in sizes}
-        in_config = {name.removeprefix(CONFIG): v for name, v in values.items() if name.startswith(CONFIG)}
-        for name, value in values.items():
-            if not name.startswith(CONFIG):
-                setattr(module, name, value)
-        if in_config:
-            module.config = ConfigView(module.config, in_config)

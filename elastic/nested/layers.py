@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from elastic.families import Block, Skip, output_dim
 from elastic.nested.active import ActiveSubnet
+from elastic.portable import skipped_output
 from elastic.space import Subnet
 
 SublayerAxis = Literal["ffn", "heads"]
@@ -127,42 +128,6 @@ def _transposed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     assert bias is not None  # a Conv1D has one always
     flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
     return flat.view(*x.shape[:-1], flat.shape[-1])
-
-
-def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a module of a skipped sub-layer returns instead of computing.
-
-    Attention with a key-value cache still records the new positions, as keys of width zero, because
-    transformers reads the number of cached tokens from the first layer.
-    """
-    hidden = args[0] if args else kwargs["hidden_states"]
-    if skip is Skip.INPUT:
-        return hidden
-    if skip is Skip.RESIDUAL:
-        return args[1] if len(args) > 1 else kwargs["input_tensor"]
-    # One zero with as many dimensions as the input: drop path draws a number for each example.
-    zero = hidden.new_zeros((1,) * hidden.ndim)
-    if skip is Skip.ZERO:
-        return zero
-    cache = kwargs.get("past_key_values")
-    if cache is not None and layer_idx is not None:
-        batch, length = hidden.shape[:2]
-        no_width = hidden.new_zeros((batch, 1, length, 0))
-        cache.update(no_width, no_width, layer_idx)
-    return (hidden if skip is Skip.ATTENTION_INPUT else zero, None)
-
-
-class SkippedModule(nn.Module):
-    """Stands where an extracted model has no module any more: no weights, no computation."""
-
-    def __init__(self, skip: Skip, layer_idx: int | None = None) -> None:
-        super().__init__()
-        self.skip = skip
-        self.layer_idx = layer_idx
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what makes the layer pass its input on."""
-        return skipped_output(self.skip, self.layer_idx, args, kwargs)
 
 
 @functools.cache

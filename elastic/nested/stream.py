@@ -79,22 +79,19 @@ class Stream:
         """Return the slice of a weight that belongs to the first ``hidden`` dimensions of the stream."""
         return _sliced(weight, self.dims(name), hidden)
 
-    def shrink(self, model: nn.Module, hidden: int) -> None:
-        """Give a stock model the sizes of a narrower stream, in place; the new weights are not set."""
-        new: dict[int, nn.Parameter] = {}
-        for path, module in model.named_modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                dims = self.dims(f"{path}.{name}".lstrip("."))
-                if not dims:
-                    continue
-                if id(parameter) not in new:  # tied weights stay tied
-                    shape = list(parameter.shape)
-                    for dim, blocks in dims:
-                        shape[dim] = hidden * len(blocks)
-                    empty = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
-                    new[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module.register_parameter(name, new[id(parameter)])
-            _state_sizes(module)
+    def counts(self, layers: str) -> dict[str, list[list[int]]]:
+        """Return how many times the stream lies along each dimension of each weight, as JSON.
+
+        Names are those inside the base model, with ``*`` for the number of a layer; what lies outside of the base
+        model (a head) has its whole name.
+
+        Args:
+            layers: the path of the layers inside the base model.
+        """
+        prefix = self.layers.removesuffix(layers)
+        outside = {name.removeprefix(prefix): dims for name, dims in self.outside.items()}
+        inside = {f"{layers}.*.{name}": dims for name, dims in self.layer.items()}
+        return {name: [[dim, len(blocks)] for dim, blocks in dims] for name, dims in {**outside, **inside}.items()}
 
     def nest(self, model: nn.Module, active: ActiveSubnet) -> None:
         """Swap the classes of all modules that read or write the stream: they follow the active hidden size."""
@@ -139,23 +136,6 @@ def _sliced(weight: torch.Tensor, dims: StreamDims, hidden: int) -> torch.Tensor
     for dim, blocks in dims:
         weight = take_units(weight, blocks, hidden, dim)
     return weight
-
-
-def _state_sizes(module: nn.Module) -> None:
-    """Let a module say the sizes that its weights have."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = num_outputs(module), num_inputs(module)
-    elif isinstance(module, Conv1D):
-        module.nf, module.nx = num_outputs(module), num_inputs(module)
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = weight.shape[1]
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1:
-        module.out_channels, module.in_channels = weight.shape[:2]
 
 
 class _SlicedParameter:

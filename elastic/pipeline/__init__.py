@@ -2,6 +2,7 @@
 
 from elastic.pipeline.conversion import Conversion, ConversionPlan, convert, plan_conversion
 from elastic.pipeline.healing import Healing, heal
+from elastic.pipeline.hub import check_repo_id, push_to_hub
 from elastic.pipeline.training import train
 from elastic.pipeline.universal import Universal, extract_checkpoint, is_stock
 
@@ -10,10 +11,12 @@ __all__ = [
     "ConversionPlan",
     "Universal",
     "Healing",
+    "check_repo_id",
     "convert",
     "extract_checkpoint",
     "heal",
     "is_stock",
     "plan_conversion",
+    "push_to_hub",
     "train",
 ]

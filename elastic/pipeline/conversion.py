@@ -32,6 +32,7 @@ from elastic.ordering import (
     score,
     score_hidden,
 )
+from elastic.pipeline.card import write_card
 from elastic.pipeline.embedder import check_head
 from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrained, resolve_granularities
 from elastic.pipeline.training import versions
@@ -234,6 +235,7 @@ def convert(
         copy_companions(plan.model, folder)
         if task is not None and task.tokenizer is not None:
             task.tokenizer.save_pretrained(folder)
+        write_card(folder, output.name, record, model, points)
     return Conversion(record, difference, points, corrected)
 
 

@@ -24,6 +24,7 @@ from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, RecipeError
 from elastic.folder import check_output, new_folder
 from elastic.ordering import permute_hidden
+from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import make_embedding_loss, make_objective
 from elastic.pipeline.models import AUTO_CLASSES, load_pretrained
 from elastic.pipeline.training import training_arguments, versions
@@ -159,6 +160,7 @@ def heal(
         )
         save_checkpoint(model, healed, written)
         copy_companions(folder, written)
+        write_card(written, output.name, healed, model)
     return Healing(before, keep_best.best, healed)
 
 

@@ -29,10 +29,12 @@ from elastic.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from elastic.cost import CostModel
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
 from elastic.folder import check_output, new_folder
 from elastic.nested import get_elastic
+from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import (
     frozen_teacher,
     make_embedding_loss,
@@ -42,6 +44,8 @@ from elastic.pipeline.methods import (
 )
 from elastic.pipeline.models import build_model, resolve_granularities
 from elastic.recipe import Recipe
+from elastic.selection import Measured, Quality
+from elastic.space import Subnet
 from elastic.training import ElasticTrainer
 
 RECIPE_NAME = "recipe.json"
@@ -126,12 +130,14 @@ def train(
                 "versions": versions(),
             },
         )
+        points = _measured(task, model, granularities, metrics)
         with new_folder(output) as folder:
             save_checkpoint(model, record, folder)
             if recipe.model.pretrained is not None:
                 copy_companions(recipe.model.pretrained, folder)
             if task.tokenizer is not None:
                 task.tokenizer.save_pretrained(folder)
+            write_card(folder, output.name, record, model, points)
         shutil.rmtree(work)
     return metrics
 
@@ -190,6 +196,21 @@ def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, fl
     if not task.embeds:
         return None
     return lambda: {task.metric.name: measure(model, task, "validation")[0]}
+
+
+def _measured(
+    task: Task, model: PreTrainedModel, granularities: Mapping[str, Subnet], metrics: Mapping[str, float]
+) -> list[Measured]:
+    """Return the granularities and the largest subnet with the quality that the Trainer found."""
+    costs, metric = CostModel.of(model, task.input_shapes), task.metric
+    count = len(task.datasets["validation"])
+    points = {}
+    for name, subnet in {**granularities, "": get_elastic(model).resolved.largest}.items():
+        value = metrics.get(f"eval_{name}_{metric.name}" if name else f"eval_{metric.name}")
+        if value is not None and subnet not in points:
+            quality = Quality(metric.name, value, metric.higher_is_better, "validation", count)
+            points[subnet] = Measured(subnet, costs.cost(subnet), quality, "granularity", name)
+    return sorted(points.values(), key=lambda point: -point.cost.flops)
 
 
 def _ordering_of(recipe: Recipe) -> dict[str, Any] | None:

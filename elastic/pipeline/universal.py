@@ -21,10 +21,12 @@ from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, v
 from elastic.folder import check_output, new_folder
 from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
+from elastic.pipeline.card import write_card
 from elastic.pipeline.embedder import narrow_pooling
 from elastic.pipeline.models import resolve_granularities
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
+from elastic.selection.pareto import pareto_front
 from elastic.space import Subnet
 
 NUM_CALIBRATION = 512
@@ -149,6 +151,7 @@ def extract_checkpoint(
         cost=chosen.cost.to_dict(),
         quality=chosen.quality.to_dict(),
         test_quality=test_quality,
+        comparison=_comparison(universal, chosen),
         verification={"max_abs_diff": max(differences), "tolerance": TOLERANCE, "batches": [1, 4]},
         correction=corrected,
         ordering=universal.record.ordering,
@@ -165,7 +168,27 @@ def extract_checkpoint(
             truncate_embedder(folder, subnet.hidden or universal.elastic.dims.hidden, subnet.embedding_dim)
         if universal.task.tokenizer is not None:
             universal.task.tokenizer.save_pretrained(folder)
+        write_card(folder, output.name, record, small)
     return record
+
+
+def _comparison(universal: Universal, chosen: Measured) -> dict[str, dict[str, Any]]:
+    """Return the largest subnet, and the nearest on the front of what was measured, cheaper and dearer."""
+    largest = universal.elastic.resolved.largest
+    universal.measure(largest)
+    costs = universal.cost_model
+    others = [(s, q) for s, q in universal.measured.items() if s != chosen.subnet]
+    front = pareto_front([Measured(s, costs.cost(s), q, "measured") for s, q in others])
+    found = {
+        "cheaper": [p for p in front if p.cost.flops < chosen.cost.flops][-1:],
+        "dearer": [p for p in front if p.cost.flops > chosen.cost.flops and p.subnet != largest][:1],
+        "largest": [Measured(s, costs.cost(s), q, "measured") for s, q in others if s == largest],
+    }
+    return {
+        role: {"subnet": p.subnet.describe(), "cost": p.cost.to_dict(), "quality": p.quality.to_dict()}
+        for role, points in found.items()
+        for p in points
+    }
 
 
 def _correct(universal: Universal, subnet: Subnet, small: PreTrainedModel, correction: Correction) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class MeasuredCache:
         """Return the quality that was measured, or None."""
         return self._found.get(subnet)
 
+    def items(self) -> list[tuple[Subnet, Quality]]:
+        """Return everything that was measured."""
+        return list(self._found.items())
+
     def put(self, subnet: Subnet, quality: Quality) -> None:
         """Remember a quality, and write the file, whole or not at all; entries of other weights and data stay."""
         self._found[subnet] = quality
