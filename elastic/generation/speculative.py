@@ -7,8 +7,10 @@ values that the target has computed, so it needs neither a pass over the prompt 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -62,9 +64,10 @@ def speculative_generate(
     """Generate what the target would generate greedily, with ``draft`` proposing tokens that the target verifies.
 
     The draft continues on the target's own cache; what it wrote there is dropped before the target computes the same
-    positions in one forward pass. The longest prefix of the draft that the target agrees with is kept, and the token that
-    the target says after it. So the tokens are those of ``model.generate(do_sample=False)``, up to the rounding
-    of a forward pass over several tokens instead of one: it can decide between two tokens that are equally likely.
+    positions in one forward pass. The longest prefix of the draft that the target agrees with is kept, and the token
+    that the target says after it. So the tokens are those of ``model.generate(do_sample=False)`` without logits
+    processors, up to the rounding of a forward pass over several tokens instead of one: it can decide between two
+    tokens that are equally likely.
 
     Args:
         model: an elastic decoder.
@@ -132,8 +135,8 @@ def check_draft(draft: Subnet, target: Subnet, is_sliding: Sequence[bool] | None
     for layer, (mine, theirs) in enumerate(zip(draft.heads, target.heads, strict=True)):
         if mine not in (0, theirs):
             raise SpaceError(
-                f"the draft has {mine} query heads in layer {layer}, and the target {theirs}; to share a cache, give the "
-                "draft the target's heads in every layer that it keeps."
+                f"the draft has {mine} query heads in layer {layer}, and the target {theirs}; to share a cache, give "
+                "the draft the target's heads in every layer that it keeps."
             )
     is_sliding = is_sliding or [False] * target.num_layers
     for kind in set(is_sliding):
@@ -161,12 +164,13 @@ class _Decoder:
         self._model, self._cache, self._prompt = model, cache, input_ids
         self._mask = torch.cat([mask, mask.new_ones((1, max_new_tokens))], dim=1)
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.num_cached = 0
         self.target_passes = 0
 
     def prefill(self) -> int:
         """Read the prompt, and return the token after it."""
-        options = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+        options = {"logits_to_keep": 1} if self._keeps_logits else {}
         logits = self._forward(self._prompt, **options)
         self.target_passes += 1
         self.crop(self.num_cached)
@@ -187,7 +191,8 @@ class _Decoder:
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions; sliding windows also forget what has left them."""
-        for layer in self._cache.layers:
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
             # Each by itself: layers after an exit have not recorded what was drafted.
             layer.crop(min(length - layer.get_seq_length(), 0))
         self.num_cached = length

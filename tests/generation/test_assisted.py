@@ -49,3 +49,21 @@ def test_any_subnet_assists_any_other(universal, prompt, target, draft):
     assert torch.equal(large.generate(prompt, assistant_model=assistant, **arguments), expected)
     with active(universal, target):
         assert torch.equal(universal.generate(prompt, assistant_model=assistant, **arguments), expected)
+
+
+@decoders
+@pytest.mark.parametrize("heads", [(0, 4, 2), (4, 0, 0), (2, 4, 4)])
+def test_every_token_of_an_assistant_that_is_the_target_is_accepted(universal, heads):
+    """So its cache is cut back to the right length, also where its first attention is skipped."""
+    subnet = fitting(universal, Subnet(ffn=(64, 16, 32), heads=heads))
+    assistant = extract(exact(universal), subnet)
+    settings = assistant.generation_config
+    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = 4, "constant"
+    settings.assistant_confidence_threshold = 0.0
+    lengths = []
+    universal.register_forward_pre_hook(lambda *args: lengths.append(args[2]["input_ids"].shape[1]), with_kwargs=True)
+    prompt = torch.tensor([[3, 1, 4]])
+    arguments = {"max_new_tokens": 15, "attention_mask": torch.ones_like(prompt), "do_sample": False}
+    with active(universal, subnet):
+        universal.generate(prompt, assistant_model=assistant, **arguments)
+    assert lengths == [3 + 4, 5, 5]

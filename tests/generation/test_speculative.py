@@ -119,18 +119,13 @@ def test_the_end_token_ends(universal_llama, prompt, draft, position):
     model = universal_llama
     model.generation_config.eos_token_id = None
     end = int(greedy(model, prompt)[0, prompt.shape[1] + position])
-    expected = greedy(model, prompt, eos_token_id=end)
-    assert torch.equal(
-        speculative_generate(model, draft, prompt, max_new_tokens=12, eos_token_id=end).sequences, expected
-    )
-    ends = [end, 59]
-    expected = greedy(model, prompt, eos_token_id=ends)
-    assert torch.equal(
-        speculative_generate(model, draft, prompt, max_new_tokens=12, eos_token_id=ends).sequences, expected
-    )
+    for ends in (end, [end, 59]):
+        expected = greedy(model, prompt, eos_token_id=ends)
+        result = speculative_generate(model, draft, prompt, max_new_tokens=12, eos_token_id=ends)
+        assert torch.equal(result.sequences, expected)
     model.generation_config.eos_token_id = end
-    expected = greedy(model, prompt)
-    assert torch.equal(speculative_generate(model, draft, prompt, max_new_tokens=12).sequences, expected)
+    result = speculative_generate(model, draft, prompt, max_new_tokens=12)
+    assert torch.equal(result.sequences, greedy(model, prompt))
 
 
 @decoders
