@@ -1,10 +1,9 @@
-"""What a decoder costs by phase: reading a prompt, or saying the next token after a context, with its key-value cache."""
+"""What a decoder costs by phase: reading a prompt, or saying one token after a context, with its key-value cache."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,6 +34,9 @@ class Phase:
             raise ElasticError(f"the phase '{self.name}' is not one of {', '.join(PHASES)}.")
         if self.context < 1:
             raise ElasticError(f"context={self.context} must be 1 or more tokens.")
+
+    def __str__(self) -> str:
+        return f"a prompt of {self.context} tokens" if self.name == "prefill" else f"one token after {self.context}"
 
     @property
     def cached(self) -> int:
@@ -71,8 +73,9 @@ class DecoderCostModel(CostModel):
             )
         limit, total = max_tokens(config), phase.cached + phase.new
         if limit is not None and total > limit:
-            raise ElasticError(f"{phase.name} at a context of {phase.context} needs {total} positions, and the model "
-                               f"takes {limit}.")  # fmt: skip
+            raise ElasticError(
+                f"{phase.name} at a context of {phase.context} needs {total} positions, and the model takes {limit}."
+            )
         self.phase = phase
         self._head_dim = family.head_dim(config)
         self._windows = [_window(layer) for layer in DynamicCache(config=config).layers]
@@ -93,18 +96,14 @@ class DecoderCostModel(CostModel):
     def cache_bytes(self, subnet: Subnet) -> int:
         """Return the bytes of all keys and values after the pass."""
         numbers = 0
-        for layer, window in self._kept(subnet):
-            tokens = min(self.phase.cached + self.phase.new, window or self.phase.cached + self.phase.new)
+        for layer in subnet.kept_layers:
+            tokens = self.phase.cached + self.phase.new
+            if (window := self._windows[layer]) is not None:
+                tokens = min(tokens, window)
             groups = subnet.heads[layer] // self._dims.heads_per_group
             # Skipped attention counts its positions: see `skipped_output`.
-            numbers += tokens * (2 * self._kv_width(groups) or 1)
+            numbers += tokens * (2 * groups * self._head_dim or 1)
         return numbers * self._element_bytes
-
-    def _kept(self, subnet: Subnet) -> Iterator[tuple[int, int | None]]:
-        return ((layer, self._windows[layer]) for layer in subnet.kept_layers)
-
-    def _kv_width(self, groups: int) -> int:
-        return groups * self._head_dim * (self._dims.heads // self._dims.kv_heads // self._dims.heads_per_group)
 
     def _read(self, layer: int) -> int:
         """Cached tokens that the attention of a layer reads."""
