@@ -76,7 +76,7 @@ def main() -> None:
     model, space = universal.model.eval(), universal.elastic.resolved
     model.generation_config.eos_token_id = None
     # Spread over the whole text.
-    data = universal.task.splits["validation"]
+    data = universal.task.datasets["validation"]
     step = len(data) // args.prompts
     prompts = [
         torch.as_tensor(data[index * step]["input_ids"])[None, : args.prompt_tokens] for index in range(args.prompts)

@@ -120,17 +120,20 @@ class DecoderCostModel(CostModel):
         # A buffer, so that what attention reads from the cache is no activation.
         shape = (1, self._family.dims(self._config).heads, self.phase.cached + self.phase.new, self._head_dim)
         given = torch.empty(shape, device="meta", dtype=model.dtype)
-        model.register_buffer("elastic_cache", given, persistent=False)
+        model.register_buffer("elastic_given", given, persistent=False)
+        model.elastic_cache = GivenCache(model.config, given, self.phase.cached)  # type: ignore[assignment]
         return model
 
     def _pass(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
-        mask = torch.ones((1, self.phase.cached + self.phase.new), device="meta", dtype=torch.int64)
-        cache = GivenCache(model.config, model.elastic_cache, self.phase.cached)  # type: ignore[arg-type]
-        model(**{**inputs, "attention_mask": mask}, past_key_values=cache, use_cache=True)
+        inputs["attention_mask"] = torch.ones((1, self.phase.cached + self.phase.new), device="meta", dtype=torch.int64)
+        model(**inputs, past_key_values=model.elastic_cache, use_cache=True)
 
 
 class GivenCache(DynamicCache):
     """A cache that has its tokens already, and stores none: it gives attention keys and values of the right shape."""
+
+    knows_its_length = True
+    """So layers that are skipped whole need not count positions in it; an extracted model has no such layers."""
 
     def __init__(self, config: PreTrainedConfig, given: torch.Tensor, cached: int) -> None:
         super().__init__(config=config)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from elastic.cost import CostModel, DecoderCostModel, Phase, peak_activation_bytes
+from elastic.cost import Budget, CostModel, DecoderCostModel, Phase, peak_activation_bytes
 from elastic.cost.phases import GivenCache
 from elastic.errors import ElasticError
 from elastic.extraction import extract
 from elastic.nested import active
+from elastic.selection import search
 from elastic.space import Subnet
 from tests.conftest import fitting, subnets
 from tests.tiny import DECODERS
@@ -106,3 +107,15 @@ def test_halves_of_the_cache(_universal_models):
 def test_bad_input_is_one_sentence(_universal_models, name, phase, message):
     with pytest.raises(ElasticError, match=message):
         costs(_universal_models[name], Phase(*phase))
+
+
+def test_search_within_a_budget_of_memory_at_a_context(_universal_models):
+    """The cache alone decides here: half of the heads keep half of it."""
+    model = _universal_models["llama"]
+    decode = costs(model, Phase("decode", 60))
+    half, full = (decode.cost(Subnet(ffn=(64,) * 3, heads=(heads,) * 3)) for heads in (2, 4))
+    budget = Budget(memory=(half.memory_bytes + full.memory_bytes) // 2)
+    found = search(model, budget, lambda subnet: sum(subnet.ffn) + sum(subnet.heads), cost_model=decode)
+    assert found.best.cost.memory_bytes <= (half.memory_bytes + full.memory_bytes) // 2
+    assert found.best.cost == decode.cost(found.best.subnet)
+    assert found.best.cost.phase == {"name": "decode", "context": 60}
