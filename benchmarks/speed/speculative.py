@@ -134,6 +134,7 @@ def main() -> None:
         row["time / generate"] = round(median_ratio(seconds, name, "generate"), 3)
         row["time / plain loop"] = round(median_ratio(seconds, name, "loop"), 3)
         row["num_draft"] = args.num_draft
+        row["training_steps"] = universal.recipe.training.arguments["max_steps"]
     write_csv(args.output, rows)
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))
