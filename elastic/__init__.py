@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from elastic.cost import CostModel as CostModel
     from elastic.errors import ElasticError as ElasticError
     from elastic.extraction import extract as extract
+    from elastic.generation import speculative_generate as speculative_generate
     from elastic.nested import active as active
     from elastic.nested import make_elastic as make_elastic
     from elastic.selection import search as search
@@ -33,6 +34,7 @@ _HOME = {
     "load": "elastic.checkpoint",
     "make_elastic": "elastic.nested",
     "search": "elastic.selection",
+    "speculative_generate": "elastic.generation",
 }
 
 __all__ = sorted(_HOME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from elastic.cli.options import (
     Candidates,
+    Context,
     Correct,
     Flops,
     Folder,
@@ -13,6 +14,7 @@ from elastic.cli.options import (
     Memory,
     Output,
     Params,
+    PhaseOption,
     SearchMethod,
     SubnetOption,
     Uniform,
@@ -20,6 +22,7 @@ from elastic.cli.options import (
     read_budget,
     read_input_shape,
     read_method,
+    read_phase,
     read_search_method,
     read_space_option,
     read_subnet_option,
@@ -45,6 +48,8 @@ def extract(
     candidates: Candidates = 48,
     correct: Correct = None,
     input_shape: InputShape = None,
+    phase: PhaseOption = None,
+    context: Context = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
@@ -64,7 +69,9 @@ def extract(
 
     check_output(output)
     correction = read_method("--correct", correct, CORRECTIONS)
-    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    recorded = read_record(folder).input_shapes
+    shapes = read_input_shape(input_shape, recorded)
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
     if chosen:
         kind = "uniform" if chosen.is_uniform else "mix"
         best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)
@@ -74,7 +81,7 @@ def extract(
                 universal.model,
                 budget,
                 universal.measure,
-                input_shapes=universal.input_shapes,
+                cost_model=universal.cost_model,
                 method=read_search_method(method, uniform),
                 accept=lambda subnet: is_stock(universal, subnet),
                 num_candidates=candidates,

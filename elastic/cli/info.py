@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from elastic.cli.options import Folder, InputShape, Json, read_input_shape
+from elastic.cli.options import Context, Folder, InputShape, Json, PhaseOption, read_input_shape, read_phase
 from elastic.cli.output import note, print_json, print_table, reported
 
 
 @reported
-def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) -> None:
+def info(
+    folder: Folder,
+    input_shape: InputShape = None,
+    phase: PhaseOption = None,
+    context: Context = None,
+    as_json: Json = False,
+) -> None:
     """Show axes, number of subnets and the range of costs of a universal model."""
     from elastic.checkpoint import read_record
 
@@ -21,7 +27,8 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
     from elastic.extraction import choices_stock_refuses
     from elastic.pipeline import Universal
 
-    universal = Universal.open(folder, read_input_shape(input_shape, record.input_shapes))
+    shapes = read_input_shape(input_shape, record.input_shapes)
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, record.input_shapes))
     space = universal.elastic.resolved
     subnets = {"smallest": space.smallest, **universal.granularities, "largest": space.largest}
     costs = {name: universal.cost_model.cost(subnet) for name, subnet in subnets.items()}
@@ -42,7 +49,8 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
         )
         return
     axes = "; ".join(f"{axis} {', '.join(map(str, getattr(space, axis)))}" for axis in record.space)
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in universal.input_shapes.items())
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in universal.input_shapes.items())
+    title = f"Universal {record.family} model: {space.num_subnets:,} subnets ({axes})"
     print_table(
         [
             {
@@ -54,7 +62,7 @@ def info(folder: Folder, input_shape: InputShape = None, as_json: Json = False) 
             }
             for name, subnet in subnets.items()
         ],
-        title=f"Universal {record.family} model: {space.num_subnets:,} subnets ({axes}), costs for {shapes}",
+        title=f"{title}, costs for {universal.phase or inputs}",
     )
     if record.ordering:
         calibration = record.ordering.get("calibration") or {}

@@ -11,7 +11,7 @@ import typer
 from elastic.errors import BudgetError, ElasticError, SpaceError, did_you_mean
 
 if TYPE_CHECKING:
-    from elastic.cost import Budget
+    from elastic.cost import Budget, Phase
     from elastic.space import SearchSpace, Subnet
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Universal model: a folder that `elastic train` wrote.")]
@@ -24,6 +24,13 @@ Memory = Annotated[str | None, typer.Option(help="At most so much memory for wei
 InputShape = Annotated[
     str | None,
     typer.Option(metavar="SHAPE", help="Input for which costs are computed: 1x128, or 1x3x32x32. Default: as trained."),
+]
+PhaseOption = Annotated[
+    str | None,
+    typer.Option("--phase", metavar="PHASE", help="Costs of a decoder with its cache: prefill, or decode (one token)."),
+]
+Context = Annotated[
+    int | None, typer.Option(help="With --phase: tokens of the prompt, or before the decoded one. Default: as trained.")
 ]
 SubnetOption = Annotated[
     str | None, typer.Option("--subnet", metavar="JSON", help="A subnet: a JSON file, or the JSON itself.")
@@ -146,3 +153,23 @@ def read_input_shape(text: str | None, recorded: Mapping[str, Sequence[int]]) ->
             f"'{text}' is not an input shape of this model; write {len(expected)} numbers such as {shape}."
         )
     return {name: tuple(map(int, parts))}
+
+
+def read_phase(
+    phase: str | None, context: int | None, input_shape: str | None, recorded: Mapping[str, Sequence[int]]
+) -> Phase | None:
+    """Return the phase of the options ``--phase`` and ``--context``, if one is given.
+
+    Raises:
+        ElasticError: if there is no such phase, or the options contradict each other.
+    """
+    from elastic.cost import PHASES, Phase
+
+    if phase is None:
+        if context is not None:
+            raise ElasticError(f"--context {context} belongs to a phase; add --phase prefill or --phase decode.")
+        return None
+    if input_shape is not None:
+        raise ElasticError(f"give either --input-shape or --phase {phase} with --context, not both.")
+    tokens = next(iter(recorded.values()))[-1] if context is None else context
+    return Phase(read_method("--phase", phase, PHASES), tokens)

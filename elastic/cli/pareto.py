@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from elastic.cli.options import Folder, InputShape, Json, Output, read_input_shape
+from elastic.cli.options import Context, Folder, InputShape, Json, Output, PhaseOption, read_input_shape, read_phase
 from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import print_points
 
@@ -18,6 +18,8 @@ def pareto(
     candidates: Annotated[int, typer.Option(min=1, help="Subnets measured beside the granularities.")] = 60,
     cost: Annotated[str, typer.Option(help="flops, macs, params or memory_bytes.")] = "flops",
     input_shape: InputShape = None,
+    phase: PhaseOption = None,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
     """Measure granularities, uniform subnets and mixes; write pareto.csv, pareto.png and index.html."""
@@ -30,7 +32,9 @@ def pareto(
     from elastic.selection.search import measure_all
 
     check_output(output)
-    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    recorded = read_record(folder).input_shapes
+    shapes = read_input_shape(input_shape, recorded)
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
     found = landscape(universal.elastic.resolved, universal.cost_model, universal.granularities, candidates)
     check_cost(cost)
     with progress("Measuring") as on_progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from elastic.cli.options import (
     Candidates,
+    Context,
     Flops,
     Folder,
     InputShape,
@@ -11,11 +12,13 @@ from elastic.cli.options import (
     Macs,
     Memory,
     Params,
+    PhaseOption,
     SearchMethod,
     Uniform,
     Within,
     read_budget,
     read_input_shape,
+    read_phase,
     read_search_method,
     read_space_option,
 )
@@ -35,6 +38,8 @@ def search(
     method: SearchMethod = None,
     candidates: Candidates = 48,
     input_shape: InputShape = None,
+    phase: PhaseOption = None,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
     """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
@@ -44,13 +49,15 @@ def search(
     from elastic.pipeline import Universal, is_stock
     from elastic.selection import search as run
 
-    universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    recorded = read_record(folder).input_shapes
+    shapes = read_input_shape(input_shape, recorded)
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
     with progress("Measuring") as on_progress:
         result = run(
             universal.model,
             budget,
             universal.measure,
-            input_shapes=universal.input_shapes,
+            cost_model=universal.cost_model,
             method=read_search_method(method, uniform),
             accept=lambda subnet: is_stock(universal, subnet),
             num_candidates=candidates,

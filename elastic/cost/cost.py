@@ -22,6 +22,10 @@ class Cost:
     activation_bytes: int
     """Largest sum of activations alive at once, in an eager forward pass without gradients."""
     input_shapes: InputShapes
+    cache_bytes: int = 0
+    """Keys and values of a decoder after the pass; 0 without a cache."""
+    phase: Mapping[str, Any] | None = None
+    """Of a decoder with a cache: the phase, and its context in tokens."""
 
     @property
     def macs(self) -> int:
@@ -30,8 +34,8 @@ class Cost:
 
     @property
     def memory_bytes(self) -> int:
-        """Weights and activations together."""
-        return self.weight_bytes + self.activation_bytes
+        """Weights, activations and key-value cache together."""
+        return self.weight_bytes + self.activation_bytes + self.cache_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, input shapes included."""
@@ -43,4 +47,5 @@ class Cost:
             "activation_bytes": self.activation_bytes,
             "memory_bytes": self.memory_bytes,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            **({"cache_bytes": self.cache_bytes, "phase": dict(self.phase)} if self.phase else {}),
         }

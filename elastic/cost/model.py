@@ -133,10 +133,13 @@ class CostModel:
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with torch.no_grad():
             try:
-                model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
+                self._pass(model, inputs)
             except (TypeError, ValueError, RuntimeError) as error:
                 shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in self.input_shapes.items())
                 raise ElasticError(f"the model does not take the input shape {shapes}: {error}") from None
+
+    def _pass(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+        model(**inputs, **({"use_cache": False} if model.can_generate() else {}))
 
     def _of_layers(self, layers: tuple[int, ...]) -> PreTrainedModel:
         """Build the full model, or one that has only these of its layers, without weights."""

@@ -153,10 +153,10 @@ def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> typ
     names = list(inspect.signature(cls.forward).parameters)[1:]
     cache_index = names.index("past_key_values") if "past_key_values" in names else None
 
-    def has_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if cache_index is not None and len(args) > cache_index:
-            return args[cache_index] is not None
-        return kwargs.get("past_key_values") is not None
+    def records(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        positional = cache_index is not None and len(args) > cache_index
+        cache = args[cache_index] if positional else kwargs.get("past_key_values")  # type: ignore[index]
+        return cache is not None and not getattr(cache, "knows_its_length", False)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         pinned = {"elastic_subnet": self.nested_active.current, "elastic_stream": self.nested_active.resumed}
@@ -169,7 +169,7 @@ def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> typ
             return (elastic_stream,) if returns_tuple else elastic_stream
         layer = self.nested_index
         # With a cache, the attention of a skipped layer has positions to record: see skipped_output.
-        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or has_cache(args, kwargs)):
+        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or records(args, kwargs)):
             hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden,) if returns_tuple else hidden
         if self.nested_active.current is elastic_subnet:

@@ -14,7 +14,7 @@ from transformers import (
 
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
-from elastic.cost import CostModel, InputShapes
+from elastic.cost import CostModel, DecoderCostModel, InputShapes, Phase
 from elastic.data import MODULES_NAME, Task, calibration_of, fingerprint, load_task, measure, truncate_embedder
 from elastic.errors import CheckpointError
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
@@ -41,9 +41,11 @@ class Universal:
     record: CheckpointRecord
     model: PreTrainedModel
     input_shapes: InputShapes
+    phase: Phase | None = None
+    """Of a decoder: the phase that costs are of, instead of a forward pass over the input shapes."""
 
     @classmethod
-    def open(cls, folder: Path, input_shapes: InputShapes | None = None) -> Universal:
+    def open(cls, folder: Path, input_shapes: InputShapes | None = None, phase: Phase | None = None) -> Universal:
         """Open a checkpoint folder.
 
         Raises:
@@ -53,7 +55,7 @@ class Universal:
         if record.kind != "universal":
             raise CheckpointError(f"{folder} is an extracted model; name the universal model that it was cut from.")
         shapes = input_shapes or {name: tuple(shape) for name, shape in record.input_shapes.items()}
-        return cls(folder, record, load(folder), shapes)
+        return cls(folder, record, load(folder), shapes, phase)
 
     @property
     def elastic(self) -> Elastic:
@@ -63,6 +65,8 @@ class Universal:
     @functools.cached_property
     def cost_model(self) -> CostModel:
         """Predicts the cost of any subnet."""
+        if self.phase is not None:
+            return DecoderCostModel(type(self.model), self.model.config, self.phase)
         return CostModel.of(self.model, self.input_shapes)
 
     @functools.cached_property

@@ -251,8 +251,7 @@ class SkippedModule(nn.Module):
 def skipped_output(returns: str, layer_idx: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what a module of a skipped sub-layer returns instead of computing.
 
-    Attention with a key-value cache still records the new positions, as keys of width zero, because
-    transformers reads the number of cached tokens from the first layer.
+    Attention with a key-value cache still records the new positions: see `_record_positions`.
 
     Args:
         returns: ``input``; ``residual``, its second argument; ``zero``, nothing to add; or one of these with no
@@ -272,7 +271,18 @@ def skipped_output(returns: str, layer_idx: int | None, args: tuple[Any, ...], k
         return zero
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
-        batch, length = hidden.shape[:2]
-        no_width = hidden.new_zeros((batch, 1, length, 0))
-        cache.update(no_width, no_width, layer_idx)
+        _record_positions(cache, layer_idx, hidden)
     return (hidden if returns == "attention_input" else zero, None)
+
+
+def _record_positions(cache: Any, layer_idx: int, hidden: torch.Tensor) -> None:
+    """Count new positions in the cache of skipped attention, where transformers may look for their number.
+
+    Keys are one number wide, because keys without width count as no tokens; values have no width. Where attention has
+    run before, nothing is recorded: those positions are a draft's, and the model that it drafts for will compute them.
+    """
+    values = cache.layers[layer_idx].values if layer_idx < len(cache.layers) else None
+    if values is not None and values.shape[-1]:
+        return
+    shape = (hidden.shape[0], 1, hidden.shape[1])
+    cache.update(hidden.new_zeros((*shape, 1)), hidden.new_zeros((*shape, 0)), layer_idx)

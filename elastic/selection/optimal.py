@@ -146,9 +146,10 @@ def _program(
 
 
 def _additive(cost_model: CostModel, subnet: Subnet, names: list[str]) -> tuple[int, ...]:
-    """The costs of which those of the layers are parts: weights alone, where memory is asked for."""
+    """The costs of which those of the layers are parts: weights and cache alone, where memory is asked for."""
     cost = cost_model.cost(subnet)
-    return tuple(cost.weight_bytes if name == "memory" else int(getattr(cost, name)) for name in names)
+    memory = cost.weight_bytes + cost.cache_bytes
+    return tuple(memory if name == "memory" else int(getattr(cost, name)) for name in names)
 
 
 def _with_layer(subnet: Subnet, layer: int, ffn: int, heads: int) -> Subnet:

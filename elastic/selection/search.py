@@ -53,6 +53,7 @@ def search(
     evaluate: Evaluate,
     *,
     input_shapes: InputShapes | None = None,
+    cost_model: CostModel | None = None,
     method: Method = "predictor",
     accept: Callable[[Subnet], bool] = lambda subnet: True,
     num_candidates: int = 48,
@@ -77,6 +78,7 @@ def search(
         budget: what the subnet may cost.
         evaluate: measures a subnet; it must not use test data.
         input_shapes: for which costs are computed; by default `default_input_shapes`.
+        cost_model: predicts costs, instead of one for ``input_shapes``: of a phase of a decoder, for example.
         method: how candidates are found.
         accept: for ``uniform``: which subnets are wanted, such as those that stock transformers loads.
         num_candidates: how many of them are measured at most, besides what the predictor needs.
@@ -91,7 +93,7 @@ def search(
     """
     whole = get_elastic(model).resolved
     space = whole.within(within or SearchSpace())
-    cost_model = CostModel.of(model, input_shapes or default_input_shapes(model))
+    cost_model = cost_model or CostModel.of(model, input_shapes or default_input_shapes(model))
     limits = budget.limits(cost_model.cost(whole.largest))
     limits.check_reachable(cost_model.cost(space.smallest))
     measure = _Memory(evaluate)

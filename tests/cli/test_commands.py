@@ -210,7 +210,7 @@ def test_version():
 def test_public_names_are_frozen():
     assert library.__all__ == [
         "Budget", "CostModel", "ElasticError", "ElasticTrainer", "SearchSpace", "Subnet", "active", "extract", "load",
-        "make_elastic", "search",
+        "make_elastic", "search", "speculative_generate",
     ]  # fmt: skip
     assert all(callable(getattr(library, name)) for name in library.__all__)
 

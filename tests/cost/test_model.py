@@ -79,6 +79,13 @@ def test_bfloat16_halves_the_weights(universal):
     assert CostModel.of(universal, shapes(universal)).cost(full).weight_bytes * 2 == single
 
 
+def test_a_model_that_has_been_saved_costs_the_same(universal, tmp_path):
+    full = Subnet(ffn=(64,) * 3, heads=(4,) * 3)
+    before = CostModel.of(universal, shapes(universal)).cost(full)
+    universal.save_pretrained(tmp_path)
+    assert CostModel.of(universal, shapes(universal)).cost(full) == before
+
+
 def test_an_impossible_input_shape_is_one_sentence(_universal_models):
     with pytest.raises(ElasticError, match="does not take the input shape pixel_values 1x1x9x9"):
         CostModel.of(_universal_models["vit"], {"pixel_values": (1, 1, 9, 9)})
