@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
+from elastic.cuts import find_cuts
 from elastic.errors import CheckError
-from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs, output_dim
+from elastic.families import Block, Family, Skip, input_shapes, num_inputs, num_outputs
 from elastic.nested import (
     SkippedModule,
     Stream,
@@ -25,7 +26,6 @@ from elastic.nested import (
     evaluating,
     get_elastic,
     set_head_sizes,
-    take_units,
 )
 from elastic.space import AXES, ModelDims, ResolvedSpace, Subnet, check_subnet
 
@@ -51,47 +51,10 @@ def extract(model: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         small = model_class._from_config(config, dtype=model.dtype)
     source = model.state_dict()
-    cut = _cutter(elastic.family, model, subnet)
-    small.load_state_dict({name: cut(source, name, target) for name, target in small.state_dict().items()})
+    cuts = find_cuts(elastic.family, model, small, subnet)
+    small.load_state_dict({name: cut.take(source[cut.source]) for name, cut in cuts.items()})
     small.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     return small.to(model.device).train(model.training)  # type: ignore[arg-type]
-
-
-def _cutter(family: Family, model: PreTrainedModel, subnet: Subnet) -> Callable[..., torch.Tensor]:
-    """Return the function that cuts one weight of the small model out of those of the universal one.
-
-    Rows of projections are the first units of each block; everything else is a prefix.
-    """
-    path, layers = family.find_layers(model)
-    prefix = path + "."
-    heads_per_group = family.dims(model.config).heads_per_group
-    head_blocks, ffn_blocks = family.head_blocks(model.config), family.ffn_blocks(model.config)
-    stream = None if subnet.hidden is None else Stream.of(family, type(model), model.config)
-
-    def taken(source: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-        return source[name] if stream is None else stream.take(name, source[name], subnet.hidden or stream.hidden)
-
-    def cut(source: Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> torch.Tensor:
-        if not name.startswith(prefix):
-            return _prefix(taken(source, name), target)
-        index, rest = name[len(prefix) :].split(".", 1)
-        layer = subnet.kept_layers[int(index)]
-        weight = taken(source, f"{prefix}{layer}.{rest}")
-        projection, _, parameter = rest.rpartition(".")
-        if projection in head_blocks:
-            blocks, units = head_blocks[projection], subnet.heads[layer] // heads_per_group
-        elif projection in ffn_blocks:
-            blocks, units = ffn_blocks[projection], subnet.ffn[layer]
-        else:
-            return _prefix(weight, target)
-        dim = output_dim(layers[layer].get_submodule(projection)) if parameter == "weight" else 0
-        return take_units(weight, blocks, units, dim)
-
-    return cut
-
-
-def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return weight[tuple(slice(size) for size in target.shape)]
 
 
 def smaller_config(family: Family, config: PreTrainedConfig, subnet: Subnet) -> PreTrainedConfig:
