@@ -61,7 +61,9 @@ class CostModel:
         self._model = self._of_layers(tuple(range(num_layers)))
         elastic = get_elastic(self._model)
         self._dims = elastic.dims
-        self._element_bytes = (getattr(config, "dtype", None) or torch.float32).itemsize
+        dtype = getattr(config, "dtype", None) or torch.float32
+        # Saving a model leaves the name of the type in its configuration.
+        self._element_bytes = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
         layers = elastic.family.find_layers(self._model)[1]
         self._layer_params = [count_layer_params(layer, elastic.family, config) for layer in layers]
         self._outside_params = _num_params(self._model) - _num_params(layers)
