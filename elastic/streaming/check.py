@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch import nn
@@ -93,7 +95,8 @@ def _universal_output(extraction: Extraction, layer: int) -> torch.Tensor:
             complete_first_layer(family.find_layers(model)[1][0], family)
     model = make_elastic(model, SearchSpace())
     alone = dataclasses.replace(subnet, ffn=(subnet.ffn[layer],), heads=(subnet.heads[layer],))
-    return _output(extraction, model, extraction.stored, layer, layer, alone)
+    cuts = {cut.source: cut for cut in extraction.cuts.values()}
+    return _output(extraction, model, extraction.stored, cuts, layer, layer, alone)
 
 
 def _extracted_output(extraction: Extraction, written: Mapping[str, Stored], index: int, layer: int) -> torch.Tensor:
@@ -106,7 +109,7 @@ def _extracted_output(extraction: Extraction, written: Mapping[str, Stored], ind
     model_class = smaller_class(type(extraction.model), family, family.dims(config), config, alone)
     with init_empty_weights(include_buffers=False):
         model = model_class(smaller_config(family, config, alone))
-    return _output(extraction, model, written, index, layer, None)
+    return _output(extraction, model, written, {}, index, layer, None)
 
 
 class _Reached(Exception):
@@ -117,21 +120,25 @@ def _output(
     extraction: Extraction,
     model: PreTrainedModel,
     stored: Mapping[str, Stored],
+    cuts: Mapping[str, Cut],
     index: int,
     seed: int,
     subnet: Subnet | None,
 ) -> torch.Tensor:
     """Return what the one layer of a model returns for random hidden states, with the weights of layer ``index``.
 
-    What comes before it runs too, on weights of zero that take no memory: it makes masks and positions.
+    Of weights that ``cuts`` name, only what stays is read, as the active subnet must. What comes before the layer
+    runs too, on weights of zero that take no memory: it makes masks and positions.
     """
     path, (layer,) = extraction.family.find_layers(model)
     weights = {
-        name: _read(stored[f"{path}.{index}.{name.removeprefix(f'{path}.0.')}"])
-        if name.startswith(f"{path}.0.")
-        else torch.zeros((), dtype=torch.float32).expand(tensor.shape)
+        name: torch.zeros(()).expand(tensor.shape)
         for name, tensor in model.state_dict().items()
+        if not name.startswith(f"{path}.0.")
     }
+    for name in model.state_dict().keys() - weights.keys():
+        of = f"{path}.{index}.{name.removeprefix(f'{path}.0.')}"
+        weights[name] = _read(stored[of], cuts.get(of))
     model.load_state_dict(weights, assign=True)
     seen: list[torch.Tensor] = []
 
@@ -153,10 +160,17 @@ def _output(
         try:
             model.eval()(**inputs)
         except _Reached:
+            layer.to("meta")  # frees its weights now, rather than when Python finds the cycles of a module
             return seen[0]
     raise AssertionError("the layer did not run")
 
 
-def _read(stored: Stored) -> torch.Tensor:
-    tensor = stored.read()
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _read(stored: Stored, cut: Cut | None) -> torch.Tensor:
+    """Read a tensor, in float32 if it has floating point; zeros, which take no memory, where a cut leaves nothing."""
+    kind = np.float32 if stored.dtype.is_floating_point else np.int64
+    tensor = torch.from_numpy(np.zeros(stored.shape, kind))
+    whole = stored.read()
+    ranges = cut.ranges if cut else [(slice(0, size),) for size in stored.shape]
+    for part in itertools.product(*ranges):
+        tensor[part] = whole[part].to(tensor.dtype)
+    return tensor

@@ -28,7 +28,7 @@ from elastic.checkpoint import (
 )
 from elastic.cost import CostModel, InputShapes
 from elastic.cuts import Cut, find_cuts
-from elastic.errors import CheckpointError
+from elastic.errors import CheckpointError, ElasticError
 from elastic.extraction import smaller_class, smaller_config
 from elastic.families import Family, get_family
 from elastic.folder import check_output
@@ -172,11 +172,14 @@ def plan_extraction(folder: Path, subnet: Subnet, max_shard_size: str | int) -> 
     small.generation_config = _generation_config(folder, model)
     saved = saved_names(small)
     tensors = small.state_dict()
-    split = split_torch_state_dict_into_shards(
-        {name: tensors[of] for name, of in saved.items()},
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
+    try:
+        split = split_torch_state_dict_into_shards(
+            {name: tensors[of] for name, of in saved.items()},
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError:
+        raise ElasticError(f"'{max_shard_size}' is not a size of files; write it as 500MB or 5GB.") from None
     return Extraction(
         folder, record, family, model, small, subnet, stored, find_cuts(family, model, small, subnet),
         saved, {file: list(names) for file, names in split.filename_to_tensors.items()},
