@@ -143,7 +143,7 @@ def stream_extraction(
             source={"name": folder.resolve().name, **extraction.record.files},
         )
         _describe(extraction, work.checkpoint)
-        copy_companions(folder, work.checkpoint)
+        _copy_parts(extraction, work.checkpoint)
         (work.checkpoint / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n")
     return record
 
@@ -216,6 +216,15 @@ def _write(extraction: Extraction, file: str, path: Path, count: Callable[[int],
         return extraction.stored[cut.source].chunks(cut, layout[name][0])
 
     return write_file(path, layout, read, count)
+
+
+def _copy_parts(extraction: Extraction, folder: Path) -> None:
+    copy_companions(extraction.folder, folder)
+    kept = extraction.subnet.embedding_dim
+    if kept and (folder / "modules.json").is_file():
+        from elastic.data import truncate_embedder
+
+        truncate_embedder(folder, extraction.family.dims(extraction.model.config).hidden, kept)
 
 
 def _describe(extraction: Extraction, folder: Path) -> None:
