@@ -160,6 +160,9 @@ def main() -> None:
         if free < 2.5e9 * arguments.gigabytes:
             sys.exit(f"{base} has {free / 1e9:.0f} GB free; {2.5 * arguments.gigabytes:.0f} GB are needed.")
         universal, kept, output, copied = (base / part for part in ("universal", "kept", "output", "copied"))
+        plans = [plan_seconds(base / "llama-70b") for _ in range(3)]
+        planned, command = (statistics.median(column) for column in zip(*plans, strict=True))
+        print(f"plan of 70B: {planned:.2f} s; the command with its imports: {command:.1f} s")
         universal.mkdir()
         subnet = make_checkpoint(universal, 1e9 * arguments.gigabytes)
         extract(universal, subnet, kept)
@@ -190,10 +193,13 @@ def main() -> None:
                         for what, key in (("extract", "extract_peak"), ("verify", "peak"))
                         for name, base_bytes in (("python", bare), ("imports", seen["imported"]))
                     },
+                    "plan_70b_s": round(planned, 2),
+                    "plan_70b_command_s": round(command, 2),
+                    "load_of_machine": round(os.getloadavg()[0], 1),
                 }
             )
             print(rows[-1], flush=True)
-        plans = [plan_seconds(base / "llama-70b") for _ in range(3)]
+            write_csv(Path(__file__).parents[1] / "results" / "streaming.csv", rows)
     for cached in (True, False):
         of = [row for row in rows if row["source_cached"] is cached]
         print(
@@ -201,12 +207,6 @@ def main() -> None:
             f"of cp, {statistics.median(row['speed_of_cp_with_verification'] for row in of):.2f} with verification"
         )
     print(f"peak {max(row['verify_mb_above_python'] for row in rows)} MB above a bare interpreter")
-    planned, command = (statistics.median(column) for column in zip(*plans, strict=True))
-    print(f"plan of 70B: {planned:.2f} s; the command with its imports: {command:.1f} s")
-    results = Path(__file__).parents[1] / "results" / "streaming.csv"
-    write_csv(
-        results, [{**row, "plan_70b_s": round(planned, 2), "plan_70b_command_s": round(command, 2)} for row in rows]
-    )
 
 
 def _recorded(folder: Path) -> dict[Path, str]:
