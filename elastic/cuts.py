@@ -44,7 +44,7 @@ def find_cuts(family: Family, model: PreTrainedModel, small: PreTrainedModel, su
     def of_stream(source: str, shape: torch.Size) -> list[tuple[slice, ...]]:
         ranges: list[tuple[slice, ...]] = [(slice(0, size),) for size in shape]
         for dim, blocks in stream.dims(source) if stream else ():
-            ranges[dim] = tuple(block.rows(subnet.hidden or stream.hidden) for block in blocks)
+            ranges[dim] = tuple(block.rows(subnet.hidden or block.num_units) for block in blocks)
         return ranges
 
     def cut(name: str, shape: torch.Size) -> Cut:

@@ -224,7 +224,8 @@ def _copy_parts(extraction: Extraction, folder: Path) -> None:
     if kept and (folder / "modules.json").is_file():
         from elastic.data import truncate_embedder
 
-        truncate_embedder(folder, extraction.family.dims(extraction.model.config).hidden, kept)
+        hidden = extraction.subnet.hidden or extraction.family.dims(extraction.model.config).hidden
+        truncate_embedder(folder, hidden, kept)
 
 
 def _describe(extraction: Extraction, folder: Path) -> None:

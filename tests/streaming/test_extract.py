@@ -105,6 +105,15 @@ def test_several_files_on_both_sides(universal, tmp_path, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("name", ["llama", "bert", "vit"])
+@pytest.mark.parametrize("subnet", [Subnet((32,) * 3, (2,) * 3, hidden=16), Subnet((48, 0, 16), (4, 2, 0), hidden=16)])
+def test_a_narrower_stream(name, subnet, tmp_path):
+    folder = save_universal(make_tiny_elastic(MODELS[name]()), tmp_path / "universal")
+    stream_extraction(folder, subnet, tmp_path / "streamed")
+    one, other = extract(load(folder), subnet).state_dict(), load(tmp_path / "streamed").state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "vit"])
 def test_half_precision(name, dtype, tmp_path):
