@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elastic.selection import search as search
     from elastic.space import SearchSpace as SearchSpace
     from elastic.space import Subnet as Subnet
+    from elastic.streaming import stream_extraction as stream_extraction
     from elastic.training import ElasticTrainer as ElasticTrainer
 
 # Loaded on first use, so that `import elastic` and `elastic --help` do not wait for torch.
@@ -35,6 +36,7 @@ _HOME = {
     "make_elastic": "elastic.nested",
     "search": "elastic.selection",
     "speculative_generate": "elastic.generation",
+    "stream_extraction": "elastic.streaming",
 }
 
 __all__ = sorted(_HOME)

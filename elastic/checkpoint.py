@@ -146,8 +146,8 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
     """
     folder = Path(folder)
     record = read_record(folder)
-    _check_files(folder, record)
-    config = _read_config(folder, record)
+    check_files(folder, record)
+    config = read_config(folder, record)
     model_class = model_class_of(folder, config)
     if record.kind == "universal":
         model = _from_pretrained(model_class, folder, config)
@@ -160,7 +160,12 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
     return _from_pretrained(model_class, folder, config)
 
 
-def _check_files(folder: Path, record: CheckpointRecord) -> None:
+def check_files(folder: Path, record: CheckpointRecord, *, hashes: bool = True) -> None:
+    """Check that all files of a checkpoint are there, and with ``hashes`` that they are those that were written.
+
+    Raises:
+        CheckpointError: if one is missing, outside of the folder, or another file.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; copy the whole checkpoint again.")
     if not record.files:
@@ -173,14 +178,19 @@ def _check_files(folder: Path, record: CheckpointRecord) -> None:
             raise CheckpointError(
                 f"{folder} has no {name}, which {RECORD_NAME} lists; copy the whole checkpoint again."
             )
-        if sha256(path) != expected:
+        if hashes and sha256(path) != expected:
             raise CheckpointError(
                 f"{path} is not the file that {RECORD_NAME} describes (its sha256 differs): it was truncated or "
                 "replaced; copy the whole checkpoint again."
             )
 
 
-def _read_config(folder: Path, record: CheckpointRecord) -> PreTrainedConfig:
+def read_config(folder: Path, record: CheckpointRecord) -> PreTrainedConfig:
+    """Return the configuration of a checkpoint; where layers differ, one that says the sizes of each.
+
+    Raises:
+        CheckpointError: if it cannot be read, or belongs to another checkpoint.
+    """
     path = folder / "config.json"
     try:
         data = json.loads(path.read_text())

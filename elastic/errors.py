@@ -39,6 +39,10 @@ class OutputExistsError(ElasticError, FileExistsError):
         return str(self.args[0])
 
 
+class OutputError(ElasticError):
+    """An output that cannot be written: a full disk, a read-only folder."""
+
+
 class CheckError(ElasticError):
     """A check that ran and failed: parity, hashes (exit code 1)."""
 

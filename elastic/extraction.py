@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from elastic import portable
+from elastic.cuts import find_cuts
 from elastic.errors import CheckError
-from elastic.families import Family, input_shapes, output_dim
+from elastic.families import Family, get_family, input_shapes
 from elastic.nested import (
     Stream,
     active,
     config_of_layers,
     evaluating,
     get_elastic,
-    take_units,
 )
 from elastic.space import AXES, ResolvedSpace, Subnet, check_subnet
 
@@ -40,55 +40,32 @@ def extract(model: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     """
     elastic = get_elastic(model)
     check_subnet(subnet, elastic.dims)
-    stream = None if subnet.hidden is None else Stream.of(elastic.family, type(model), model.config)
-    config = smaller_config(elastic.family, model.config, subnet, stream)
-    stock = is_portable(elastic.family, model.config, subnet)
-    model_class = type(model) if stock else portable.model_class(type(model))
-    with torch.random.fork_rng(devices=[]):
-        small = model_class._from_config(config, dtype=model.dtype)
+    small = smaller_model(type(model), model.config, subnet, model.dtype)
     source = model.state_dict()
-    cut = _cutter(elastic.family, model, subnet, stream)
-    small.load_state_dict({name: cut(source, name, target) for name, target in small.state_dict().items()})
-    small.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
+    cuts = find_cuts(elastic.family, model, small, subnet)
+    small.load_state_dict({name: cut.take(source[cut.source]) for name, cut in cuts.items()})
+    small.generation_config = copy.deepcopy(getattr(model, "generation_config", None))  # type: ignore[assignment]
     return small.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 
-def _cutter(
-    family: Family, model: PreTrainedModel, subnet: Subnet, stream: Stream | None
-) -> Callable[..., torch.Tensor]:
-    """Return the function that cuts one weight of the small model out of those of the universal one.
+def smaller_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, subnet: Subnet, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Build the model that ``subnet`` of a universal model becomes, its weights not set, on the current device.
 
-    Rows of projections are the first units of each block; everything else is a prefix.
+    Args:
+        model_class: of the universal model.
+        config: of the universal model.
+        subnet: what is to be cut out of it.
+        dtype: of the weights; as the configuration says by default.
     """
-    path, layers = family.find_layers(model)
-    prefix = path + "."
-    heads_per_group = family.dims(model.config).heads_per_group
-    head_blocks, ffn_blocks = family.head_blocks(model.config), family.ffn_blocks(model.config)
-
-    def taken(source: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-        return source[name] if stream is None else stream.take(name, source[name], subnet.hidden or stream.hidden)
-
-    def cut(source: Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> torch.Tensor:
-        if not name.startswith(prefix):
-            return _prefix(taken(source, name), target)
-        index, rest = name[len(prefix) :].split(".", 1)
-        layer = subnet.kept_layers[int(index)]
-        weight = taken(source, f"{prefix}{layer}.{rest}")
-        projection, _, parameter = rest.rpartition(".")
-        if projection in head_blocks:
-            blocks, units = head_blocks[projection], subnet.heads[layer] // heads_per_group
-        elif projection in ffn_blocks:
-            blocks, units = ffn_blocks[projection], subnet.ffn[layer]
-        else:
-            return _prefix(weight, target)
-        dim = output_dim(layers[layer].get_submodule(projection)) if parameter == "weight" else 0
-        return take_units(weight, blocks, units, dim)
-
-    return cut
-
-
-def _prefix(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return weight[tuple(slice(size) for size in target.shape)]
+    family = get_family(config)
+    stream = None if subnet.hidden is None else Stream.of(family, model_class, config)
+    small = smaller_config(family, config, subnet, stream)
+    if not is_portable(family, config, subnet):
+        model_class = portable.model_class(model_class)
+    with torch.random.fork_rng(devices=[]):
+        return model_class._from_config(small, dtype=dtype)  # type: ignore[no-any-return]
 
 
 def smaller_config(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from elastic.cli.options import (
     Candidates,
     Context,
@@ -27,10 +31,28 @@ from elastic.cli.options import (
     read_space_option,
     read_subnet_option,
 )
-from elastic.cli.output import note, print_json, progress, reported
+from elastic.cli.output import note, print_json, print_table, progress, reported
 from elastic.cli.points import print_points
 from elastic.cli.push import Private, PushToHub, check_push, push
-from elastic.errors import BudgetError
+from elastic.errors import BudgetError, ElasticError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from elastic.checkpoint import CheckpointRecord
+    from elastic.space import Subnet
+
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Cut --subnet out of the weight files, slice by slice, without loading the model: for models of any size. "
+        "Quality is not measured; an interrupted run continues. So it always is for a model that names no data.",
+    ),
+]
+ShardSize = Annotated[
+    str, typer.Option("--max-shard-size", metavar="SIZE", help="With --stream: largest weight file, such as 500MB.")
+]
 
 
 @reported
@@ -47,6 +69,8 @@ def extract(
     method: SearchMethod = None,
     candidates: Candidates = 48,
     correct: Correct = None,
+    stream: Stream = False,
+    max_shard_size: ShardSize = "5GB",
     input_shape: InputShape = None,
     phase: PhaseOption = None,
     context: Context = None,
@@ -68,6 +92,15 @@ def extract(
     from elastic.selection import Measured, search
 
     check_output(output)
+    if stream and (chosen is None or correct):
+        raise ElasticError(
+            "--stream measures nothing, so it can neither search nor correct; name the subnet with --subnet, and leave "
+            "--correct out."
+        )
+    if chosen and not correct and (stream or read_record(folder).recipe is None):
+        _stream(folder, chosen, output, input_shape, max_shard_size, as_json)
+        push(output, push_to_hub, private)
+        return
     correction = read_method("--correct", correct, CORRECTIONS)
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
@@ -104,6 +137,63 @@ def extract(
         note(f"Corrected over {record.correction['examples']} examples: {after['metric']} {after['value']:.4g}.")
     if record.verification:
         note(f"Verified against the universal model: largest difference {record.verification['max_abs_diff']:.1e}.")
+    _say_how_to_load(output, stock)
+    push(output, push_to_hub, private)
+
+
+def _stream(
+    folder: Path, subnet: Subnet, output: Path, input_shape: str | None, max_shard_size: str, as_json: bool
+) -> None:
+    from elastic.checkpoint import read_config, read_record
+    from elastic.extraction import is_portable
+    from elastic.families import get_family
+    from elastic.streaming import SUFFIX, stream_extraction
+
+    universal = read_record(folder)
+    shapes = read_input_shape(input_shape, universal.input_shapes)
+    try:
+        with progress("Cutting and verifying", in_bytes=True) as on_progress:
+            record = stream_extraction(
+                folder, subnet, output, input_shapes=shapes, max_shard_size=max_shard_size, on_progress=on_progress
+            )
+    except KeyboardInterrupt:
+        if output.with_name(output.name + SUFFIX).exists():
+            note(f"What is finished stays in {output.name + SUFFIX}; the same command continues.")
+        raise
+    config = read_config(folder, universal)
+    stock = is_portable(get_family(config), config, subnet)
+    if as_json:
+        result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
+        print_json({"output": str(output), "stock": stock, **result})
+        return
+    _print_streamed(record, subnet, output)
+    _say_how_to_load(output, stock)
+
+
+def _print_streamed(record: CheckpointRecord, subnet: Subnet, output: Path) -> None:
+    from elastic.cost import format_quantity
+
+    cost = record.cost or {}
+    print_table(
+        [
+            {
+                "subnet": subnet.describe(),
+                "FLOPs": format_quantity(cost["flops"]),
+                "parameters": format_quantity(cost["params"]),
+                "weights (bytes)": format_quantity(cost["weight_bytes"]),
+                "files": str(len(record.files)),
+            }
+        ],
+        title=f"Extracted to {output}",
+    )
+    if record.verification:
+        note(
+            "Every layer was verified against the universal model: largest difference "
+            f"{record.verification['max_abs_diff']:.1e}. Quality was not measured."
+        )
+
+
+def _say_how_to_load(output: Path, stock: bool) -> None:
     if stock:
         note(f"Any transformers loads it: AutoModel*.from_pretrained('{output}').")
     else:
@@ -112,4 +202,3 @@ def extract(
             f"elastic.load('{output}'); --uniform gives one for stock loading."
         )
     note(f"Next: elastic export {output} --to onnx -o bundle")
-    push(output, push_to_hub, private)

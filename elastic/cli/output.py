@@ -95,15 +95,16 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Give a function ``(done, total)`` that draws a progress bar on a terminal, and is silent elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(),
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    with Progress(*Progress.get_default_columns()[:2], amount, TimeRemainingColumn(),
                   console=Console(stderr=True), transient=True) as bar:  # fmt: skip
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -58,13 +58,13 @@ class CostModel:
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
         self._model_class, self._config = model_class, copy.deepcopy(config)
         self._family = get_family(config)
+        dtype = getattr(config, "dtype", None) or torch.float32
+        # Saving a model leaves the name of the type in its configuration.
+        self._dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         num_layers = self._family.dims(config).num_layers
         self._model = self._of_layers(tuple(range(num_layers)))
         elastic = get_elastic(self._model)
         self._dims = elastic.dims
-        dtype = getattr(config, "dtype", None) or torch.float32
-        # save_pretrained leaves the name of the data type behind.
-        self._element_bytes = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
         layers = elastic.family.find_layers(self._model)[1]
         self._layer_params = [count_layer_params(layer, elastic.family, config) for layer in layers]
         self._outside_params = _num_params(self._model) - _num_params(layers)
@@ -96,7 +96,7 @@ class CostModel:
         return Cost(
             flops=self._flops(subnet),
             params=params,
-            weight_bytes=params * self._element_bytes,
+            weight_bytes=params * self._dtype.itemsize,
             activation_bytes=self._activation_bytes(subnet),
             input_shapes=self.input_shapes,
         )
@@ -125,7 +125,7 @@ class CostModel:
 
     def _forward(self, model: PreTrainedModel) -> None:
         inputs = {
-            name: torch.zeros(shape, device="meta", dtype=torch.int64 if name in TOKEN_INPUTS else torch.float32)
+            name: torch.zeros(shape, device="meta", dtype=torch.int64 if name in TOKEN_INPUTS else self._dtype)
             for name, shape in self.input_shapes.items()
         }
         if model.can_generate():
@@ -151,6 +151,7 @@ class CostModel:
             path = self._family.layers
             narrow_stream(model, {"hidden": self._hidden, "weights": stream.counts(path)}, path)
         model = make_elastic(model, SearchSpace()).eval()
+        model.to(self._dtype)  # type: ignore[arg-type]
         model.set_attn_implementation("eager")
         return model
 

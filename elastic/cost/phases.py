@@ -103,7 +103,7 @@ class DecoderCostModel(CostModel):
             groups = subnet.heads[layer] // self._dims.heads_per_group
             # Skipped attention counts its positions: see `skipped_output`.
             numbers += tokens * (2 * groups * self._head_dim or 1)
-        return numbers * self._element_bytes
+        return numbers * self._dtype.itemsize
 
     def _read(self, layer: int) -> int:
         """Cached tokens that the attention of a layer reads."""

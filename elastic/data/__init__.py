@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from elastic.data.calibration import Calibration, calibration_from_text, calibration_of
-from elastic.data.embedder import MODULES_NAME, truncate_embedder
+from elastic.data.embedder import cut_embedder
 from elastic.data.task import Metric, Task, fingerprint, measure
 from elastic.errors import RecipeError
 from elastic.recipe import DigitsData, DocstringData, ImageData, Recipe, SentencePairData, StdlibData
 
 __all__ = [
-    "MODULES_NAME",
     "Calibration",
     "Metric",
     "Task",
     "calibration_from_text",
     "calibration_of",
+    "cut_embedder",
     "fingerprint",
     "load_task",
     "measure",
-    "truncate_embedder",
 ]
 
 _TASK_OF_SOURCE = {

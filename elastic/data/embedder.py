@@ -13,8 +13,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from elastic.errors import RecipeError
+from elastic.space import ModelDims, Subnet
 
 MODULES_NAME = "modules.json"
+_WIDTH_FIELDS = ("embedding_dimension", "word_embedding_dimension")
+"""What a saved pooling calls the width of what it pools; the second until sentence-transformers 5.1."""
 
 
 def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -69,7 +72,25 @@ def _read_limit(folder: Path) -> int | None:
     return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
 
 
-def truncate_embedder(folder: Path, width: int, kept: int) -> None:
+def cut_embedder(folder: Path, subnet: Subnet, dims: ModelDims) -> None:
+    """Let what lies behind the Transformer in an extracted embedder's folder fit its subnet."""
+    if not (folder / MODULES_NAME).is_file():
+        return
+    if subnet.hidden is not None:
+        _narrow_pooling(folder, subnet.hidden)
+    if subnet.embedding_dim is not None:
+        _truncate(folder, subnet.hidden or dims.hidden, subnet.embedding_dim)
+
+
+def _narrow_pooling(folder: Path, hidden: int) -> None:
+    """Tell the poolings of an embedder how wide the stream is."""
+    for path in folder.glob("[1-9]_Pooling/config.json"):
+        config = json.loads(path.read_text())
+        config.update({name: hidden for name in _WIDTH_FIELDS if name in config})
+        path.write_text(json.dumps(config, indent=4))
+
+
+def _truncate(folder: Path, width: int, kept: int) -> None:
     """Let an embedder's folder end in its first ``kept`` dimensions of ``width``, normalised.
 
     Written as modules that every sentence-transformers has: a linear layer that picks the dimensions, and Normalize.

@@ -10,8 +10,6 @@ from elastic.space import ResolvedSpace
 
 _FOLLOWING = ("Pooling", "Normalize", "Dropout")
 """Modules of sentence-transformers that take any width."""
-_WIDTH_FIELDS = ("embedding_dimension", "word_embedding_dimension")
-"""What a saved pooling calls the width of what it pools; the second until sentence-transformers 5.1."""
 
 
 def check_head(name: str | None, space: ResolvedSpace) -> None:
@@ -34,11 +32,3 @@ def check_head(name: str | None, space: ResolvedSpace) -> None:
                 f"{name} has a {kind} after its Transformer, which takes the whole hidden size; leave 'hidden' out of "
                 "the space."
             )
-
-
-def narrow_pooling(folder: Path, hidden: int) -> None:
-    """Tell the poolings of an extracted embedder how wide its stream is."""
-    for path in folder.glob("[1-9]_Pooling/config.json"):
-        config = json.loads(path.read_text())
-        config.update({name: hidden for name in _WIDTH_FIELDS if name in config})
-        path.write_text(json.dumps(config, indent=4))

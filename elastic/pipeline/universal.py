@@ -15,14 +15,13 @@ from transformers import (
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.cost import CostModel, DecoderCostModel, InputShapes, Phase
-from elastic.data import MODULES_NAME, Task, calibration_of, fingerprint, load_task, measure, truncate_embedder
+from elastic.data import Task, calibration_of, cut_embedder, fingerprint, load_task, measure
 from elastic.errors import CheckpointError
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
 from elastic.folder import check_output, new_folder
 from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
 from elastic.pipeline.card import write_card
-from elastic.pipeline.embedder import narrow_pooling
 from elastic.pipeline.models import resolve_granularities
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
@@ -166,10 +165,7 @@ def extract_checkpoint(
     with new_folder(output) as folder:
         save_checkpoint(small, record, folder)
         copy_companions(universal.folder, folder)
-        if subnet.hidden is not None:
-            narrow_pooling(folder, subnet.hidden)
-        if subnet.embedding_dim and (folder / MODULES_NAME).is_file():
-            truncate_embedder(folder, subnet.hidden or universal.elastic.dims.hidden, subnet.embedding_dim)
+        cut_embedder(folder, subnet, universal.elastic.dims)
         if universal.task.tokenizer is not None:
             universal.task.tokenizer.save_pretrained(folder)
         write_card(folder, output.name, record, small)
