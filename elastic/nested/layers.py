@@ -132,8 +132,9 @@ def _transposed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what a module of a skipped sub-layer returns instead of computing.
 
-    Attention with a key-value cache still records the new positions, as keys of width zero, because
-    transformers reads the number of cached tokens from the first layer.
+    Attention with a key-value cache still records the new positions, because transformers reads the
+    number of cached tokens from the first layer: as keys of width one, for a cache without elements
+    counts as empty.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     if skip is Skip.INPUT:
@@ -147,8 +148,8 @@ def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwa
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
         batch, length = hidden.shape[:2]
-        no_width = hidden.new_zeros((batch, 1, length, 0))
-        cache.update(no_width, no_width, layer_idx)
+        positions = hidden.new_zeros((batch, 1, length, 1))
+        cache.update(positions, positions, layer_idx)
     return (hidden if skip is Skip.ATTENTION_INPUT else zero, None)
 
 
