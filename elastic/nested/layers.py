@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from elastic.families import Block, Skip, output_dim
 from elastic.nested.active import ActiveSubnet
+from elastic.nested.gates import Part, RoutedPass, pinned_gates
 from elastic.space import Subnet
 
 SublayerAxis = Literal["ffn", "heads"]
@@ -37,6 +38,8 @@ class Position:
     """Query heads that leave together (more than 1 for grouped keys and values)."""
     blocks: tuple[Block, ...] = ()
     """Where the units lie in the rows of a projection."""
+    part: Part = Part()
+    """The place of a module in its sub-layer."""
 
     @property
     def choice(self) -> int:
@@ -147,10 +150,17 @@ def skipped_output(skip: Skip, layer_idx: int | None, args: tuple[Any, ...], kwa
         return zero
     cache = kwargs.get("past_key_values")
     if cache is not None and layer_idx is not None:
-        batch, length = hidden.shape[:2]
-        positions = hidden.new_zeros((batch, 1, length, 1))
+        heads, width = _cached_size(cache, layer_idx)
+        positions = hidden.new_zeros((hidden.shape[0], heads, hidden.shape[1], width))
         cache.update(positions, positions, layer_idx)
     return (hidden if skip is Skip.ATTENTION_INPUT else zero, None)
+
+
+def _cached_size(cache: Any, layer_idx: int) -> tuple[int, int]:
+    """Return heads and width of what the cache holds of a layer: other rows of its batch may have computed."""
+    layers = getattr(cache, "layers", ())
+    keys = layers[layer_idx].keys if layer_idx < len(layers) else None
+    return (1, 1) if keys is None or keys.ndim != 4 else (keys.shape[1], keys.shape[3])
 
 
 class SkippedModule(nn.Module):
@@ -168,12 +178,22 @@ class SkippedModule(nn.Module):
 
 @functools.cache
 def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
-    """Return a subclass of ``cls`` that does not compute while its sub-layer is skipped."""
+    """Return a subclass of ``cls`` that does not compute while its sub-layer is skipped, or where a router says so."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.sublayer.choice:
-            return cls.forward(self, *args, **kwargs)
-        return skipped_output(skip, getattr(self, "layer_idx", None), args, kwargs)
+        position: Position = self.sublayer
+        layer_idx = getattr(self, "layer_idx", None)
+        if not position.choice:
+            return skipped_output(skip, layer_idx, args, kwargs)
+        routed_pass = position.active.routed_pass
+        compute = functools.partial(cls.forward, self)
+        if routed_pass is None or position.part.before:
+            return compute(*args, **kwargs)
+
+        def skipped(args: tuple[Any, ...], kwargs: dict[str, Any], *, records: bool) -> Any:
+            return skipped_output(skip, layer_idx if records else None, args, kwargs)
+
+        return routed_pass.run((position.axis, position.layer), position.part, skip, compute, skipped, args, kwargs)
 
     return type(f"Skippable{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
 
@@ -182,35 +202,47 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
 def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> type[nn.Module]:
     """Return a subclass of a Transformer layer that can be skipped, and that pins its subnet.
 
-    The subnet, and the stream that `resumed_from` gives, travel as arguments of the forward pass.
-    Activation checkpointing keeps the arguments for its recomputation, so that runs the same
-    subnet, in whichever thread.
+    The subnet, the stream that `resumed_from` gives, and the pass under routers travel as arguments of
+    the forward pass. Activation checkpointing keeps the arguments for its recomputation, so that runs
+    the same subnet by the same gates, in whichever thread.
     """
     names = list(inspect.signature(cls.forward).parameters)[1:]
     cache_index = names.index("past_key_values") if "past_key_values" in names else None
 
-    def has_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def cache_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if cache_index is not None and len(args) > cache_index:
-            return args[cache_index] is not None
-        return kwargs.get("past_key_values") is not None
+            return args[cache_index]
+        return kwargs.get("past_key_values")
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        pinned = {"elastic_subnet": self.nested_active.current, "elastic_stream": self.nested_active.resumed}
+        active: ActiveSubnet = self.nested_active
+        pinned = {
+            "elastic_subnet": active.current,
+            "elastic_stream": active.resumed,
+            "elastic_routed": active.routed_pass,
+        }
         return cls.__call__(self, *args, **pinned, **kwargs)
 
     def forward(
-        self: Any, *args: Any, elastic_subnet: Subnet, elastic_stream: torch.Tensor | None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        elastic_subnet: Subnet,
+        elastic_stream: torch.Tensor | None,
+        elastic_routed: RoutedPass | None,
+        **kwargs: Any,
     ) -> Any:
         if elastic_stream is not None:
             return (elastic_stream,) if returns_tuple else elastic_stream
-        layer = self.nested_index
+        layer, cache = self.nested_index, cache_of(args, kwargs)
         # With a cache, the attention of a skipped layer has positions to record: see skipped_output.
-        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or has_cache(args, kwargs)):
+        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or cache is not None):
             hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden,) if returns_tuple else hidden
-        if self.nested_active.current is elastic_subnet:
-            return cls.forward(self, *args, **kwargs)
-        with self.nested_active.use(elastic_subnet):
+        if elastic_routed is None and pinned_gates(cache):
+            elastic_routed = RoutedPass()
+        if elastic_routed is not None:
+            elastic_routed.enter(layer, cache)
+        with self.nested_active.pin(elastic_subnet, elastic_routed):
             return cls.forward(self, *args, **kwargs)
 
     body = {"__call__": call, "forward": forward, "__module__": __name__}
