@@ -16,7 +16,7 @@ from elastic.errors import CheckpointError
 from elastic.extraction import smaller_class, take_layer_sizes
 from elastic.families import get_family
 from elastic.folder import sha256
-from elastic.nested import Elastic, make_elastic
+from elastic.nested import Elastic, Routing, add_routers, get_elastic, make_elastic, read_routers, write_routers
 from elastic.space import DropOrder, ModelDims, SearchSpace, Subnet
 
 FORMAT_VERSION = 1
@@ -40,6 +40,8 @@ class CheckpointRecord(BaseModel):
     space: dict[str, list[int | float]] = {}
     drop_order: dict[str, list[int]] | None = None
     """In which order layers and sub-layers leave; evenly spaced ones stay without it."""
+    routers: dict[str, Any] | None = None
+    """Which sub-layers have routers; their weights are in ``routers.safetensors``."""
     ordering: dict[str, Any] | None = None
     """How neurons, heads, hidden dimensions and layers of a pretrained model were ordered."""
     granularities: dict[str, dict[str, int | float]] = {}
@@ -66,6 +68,10 @@ class CheckpointRecord(BaseModel):
 def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> None:
     """Write the model and its record into an existing, empty folder (see `elastic.folder.new_folder`)."""
     model.save_pretrained(folder)
+    routing = get_elastic(model).routing if record.kind == "universal" else None
+    if routing is not None:
+        write_routers(model, folder)
+        record = record.model_copy(update={"routers": routing.to_dict()})
     weights = sorted(folder.glob("*.safetensors"))
     record = record.model_copy(update={"files": {path.name: sha256(path) for path in weights}})
     (folder / RECORD_NAME).write_text(record.model_dump_json(indent=2, exclude_defaults=False) + "\n")
@@ -150,7 +156,10 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
         if not elastic:
             return model
         order = None if record.drop_order is None else DropOrder.from_dict(record.drop_order)
-        return make_elastic(model, SearchSpace.from_dict(record.space), order)
+        model = make_elastic(model, SearchSpace.from_dict(record.space), order)
+        if record.routers is not None:
+            read_routers(add_routers(model, Routing.from_dict(record.routers)), folder)
+        return model
     if layers_differ:
         if record.subnet is None or record.universal_dims is None:
             raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")

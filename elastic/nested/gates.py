@@ -75,12 +75,12 @@ class Trace:
     @property
     def gates(self) -> dict[GateKey, torch.Tensor]:
         """The gates, 0 or 1, of all rows so far, ``(rows,)`` each; with gradients in training."""
-        return {key: torch.cat(parts) for key, parts in sorted(self._gates.items())}
+        return {key: _joined(parts) for key, parts in sorted(self._gates.items())}
 
     @property
     def scores(self) -> dict[GateKey, torch.Tensor]:
         """What the routers gave, in (0, 1), ``(rows,)`` each."""
-        return {key: torch.cat(parts) for key, parts in sorted(self._scores.items())}
+        return {key: _joined(parts) for key, parts in sorted(self._scores.items())}
 
     @property
     def usage(self) -> dict[GateKey, float]:
@@ -222,6 +222,10 @@ class RoutedPass:
         return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _first(result: Any) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result
 
@@ -286,7 +290,7 @@ def pinned_gates(cache: Cache | None) -> dict[GateKey, torch.Tensor]:
 def pin_gates(cache: Cache, key: GateKey, on: torch.Tensor) -> None:
     """Keep a decision on a cache: what happens to its rows happens to the decision too."""
     if not hasattr(cache, "elastic_gates"):
-        cache.__class__ = _gated_class(type(cache))
+        cache.__class__ = _gated_class(type(cache))  # type: ignore[arg-type]
         cache.elastic_gates = {}  # type: ignore[attr-defined]
     cache.elastic_gates[key] = on  # type: ignore[attr-defined]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ class Position:
     """Query heads that leave together (more than 1 for grouped keys and values)."""
     blocks: tuple[Block, ...] = ()
     """Where the units lie in the rows of a projection."""
-    part: Part = Part()
+    part: Part = field(default_factory=Part)
     """The place of a module in its sub-layer."""
 
     @property

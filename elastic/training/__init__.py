@@ -12,11 +12,17 @@ from elastic.training.samplers import (
     Stages,
     Uniform,
 )
+from elastic.training.routing import Capacity, RoutedMixin, RoutedTrainer, RouterTraining, gate_report
 from elastic.training.trainer import ElasticMixin, ElasticTrainer
 from elastic.training.weights import Weights, by_exit, by_subnet
 
 __all__ = [
     "Buckets",
+    "Capacity",
+    "RoutedMixin",
+    "RoutedTrainer",
+    "RouterTraining",
+    "gate_report",
     "Distillation",
     "ElasticMixin",
     "ElasticTrainer",

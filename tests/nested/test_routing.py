@@ -171,9 +171,9 @@ def test_a_gate_that_is_off_learns(universal, what):
         assert router.weight.grad is not None and router.weight.grad.abs().sum() > 0, name
 
 
-def test_the_gradient_of_a_gate_is_what_the_sub_layer_adds(universal):
-    """Straight-through: one at a time, d loss / d gate is (computed - skipped) · d loss / d output."""
-    inputs = disagreeing(universal, layers=(2,))
+def test_gradients_of_gates_are_tame_whether_on_or_off(universal):
+    """A norm after the gate would see zeros where it is off, and amplify; or hide the gate where it is on."""
+    inputs = disagreeing(universal, layers=(1,))
     for threshold in (1e-6, 1 - 1e-6):
         with routed(universal, threshold=threshold) as trace:
             result = universal(**inputs)[0]
@@ -181,7 +181,7 @@ def test_the_gradient_of_a_gate_is_what_the_sub_layer_adds(universal):
         weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
         (gradient,) = torch.autograd.grad((result * weights).sum(), gate)
         assert torch.isfinite(gradient).all()
-        assert 0 < gradient.abs().max() < 1e3
+        assert 1e-4 < gradient.abs().max() < 1e3
 
 
 @pytest.mark.parametrize("what", ["attention", "block"])
