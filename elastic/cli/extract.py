@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from elastic.cli.options import (
     Candidates,
+    Capacity,
     Correct,
     Flops,
     Folder,
@@ -18,6 +23,7 @@ from elastic.cli.options import (
     Uniform,
     Within,
     read_budget,
+    read_capacity,
     read_input_shape,
     read_method,
     read_search_method,
@@ -43,24 +49,36 @@ def extract(
     method: SearchMethod = None,
     candidates: Candidates = 48,
     correct: Correct = None,
+    frozen_routers: Annotated[
+        bool, typer.Option("--frozen-routers", help="Cut away what the model's routers use least; see --capacity.")
+    ] = False,
+    capacity: Capacity = None,
     input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
-    if subnet and (flops or macs or params or memory):
+    limited = bool(flops or macs or params or memory)
+    if subnet and limited:
         raise BudgetError("give either --subnet or a budget, not both.")
-    budget = None if subnet else read_budget(flops, macs, params, memory)
+    if frozen_routers and (subnet or limited):
+        raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
+    if capacity and not frozen_routers:
+        raise BudgetError("--capacity is for routers; add --frozen-routers.")
+    share = None if capacity is None else read_capacity(capacity)
+    budget = None if subnet or frozen_routers else read_budget(flops, macs, params, memory)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
-    from elastic.pipeline import Universal, extract_checkpoint, is_stock
+    from elastic.pipeline import Universal, extract_checkpoint, frozen_subnet, is_stock
     from elastic.selection import Measured, search
 
     check_output(output)
     correction = read_method("--correct", correct, CORRECTIONS)
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
+    if frozen_routers:
+        chosen = frozen_subnet(universal, share)
     if chosen:
         kind = "uniform" if chosen.is_uniform else "mix"
         best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)

@@ -2,6 +2,7 @@
 
 from elastic.pipeline.conversion import Conversion, ConversionPlan, convert, plan_conversion
 from elastic.pipeline.healing import Healing, heal
+from elastic.pipeline.routing import MeasuredRouters, frozen_subnet, measure_routed, threshold_of
 from elastic.pipeline.training import train
 from elastic.pipeline.universal import Universal, extract_checkpoint, is_stock
 
@@ -10,10 +11,14 @@ __all__ = [
     "ConversionPlan",
     "Universal",
     "Healing",
+    "MeasuredRouters",
     "convert",
     "extract_checkpoint",
+    "frozen_subnet",
     "heal",
     "is_stock",
+    "measure_routed",
     "plan_conversion",
+    "threshold_of",
     "train",
 ]

@@ -1,6 +1,7 @@
 """Training a universal model: samplers choose the subnets of a step, objectives their losses."""
 
 from elastic.training.objectives import Distillation, Objective, Returned, SimilarityDistillation, TaskLoss
+from elastic.training.routing import Capacity, RoutedMixin, RoutedTrainer, RouterTraining, gate_report
 from elastic.training.samplers import (
     Buckets,
     ExitPairs,
@@ -12,7 +13,6 @@ from elastic.training.samplers import (
     Stages,
     Uniform,
 )
-from elastic.training.routing import Capacity, RoutedMixin, RoutedTrainer, RouterTraining, gate_report
 from elastic.training.trainer import ElasticMixin, ElasticTrainer
 from elastic.training.weights import Weights, by_exit, by_subnet
 
