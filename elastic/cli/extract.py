@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,9 @@ from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import print_points
 from elastic.errors import BudgetError
 
+if TYPE_CHECKING:
+    from elastic.cost import Budget
+
 
 @reported
 def extract(
@@ -57,15 +60,8 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
-    limited = bool(flops or macs or params or memory)
-    if subnet and limited:
-        raise BudgetError("give either --subnet or a budget, not both.")
-    if frozen_routers and (subnet or limited):
-        raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
-    if capacity and not frozen_routers:
-        raise BudgetError("--capacity is for routers; add --frozen-routers.")
+    budget = _read_limits(subnet, frozen_routers, capacity, (flops, macs, params, memory))
     share = None if capacity is None else read_capacity(capacity)
-    budget = None if subnet or frozen_routers else read_budget(flops, macs, params, memory)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
@@ -115,3 +111,16 @@ def extract(
     else:
         note(f"Its layers differ: load it with elastic.load('{output}'), or extract with --uniform for stock loading.")
     note(f"Next: elastic export {output} --to onnx -o bundle")
+
+
+def _read_limits(
+    subnet: str | None, frozen_routers: bool, capacity: str | None, limits: tuple[str | None, ...]
+) -> Budget | None:
+    """Return the budget, or None where a subnet is given or routers say what leaves."""
+    if subnet and any(limits):
+        raise BudgetError("give either --subnet or a budget, not both.")
+    if frozen_routers and (subnet or any(limits)):
+        raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
+    if capacity and not frozen_routers:
+        raise BudgetError("--capacity is for routers; add --frozen-routers.")
+    return None if subnet or frozen_routers else read_budget(*limits)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from elastic.cost import Cost, CostModel
+from elastic.data import calibration_of, measure
 from elastic.errors import RecipeError
-from elastic.nested import Routing, add_routers, default_layers, get_elastic
+from elastic.nested import GateKey, Routing, active, add_routers, default_layers, get_elastic, routed
+from elastic.ordering import freeze_routers, threshold_for, without
 from elastic.recipe import Recipe
-from elastic.training import Capacity, ElasticTrainer, RoutedTrainer, RouterTraining
+from elastic.selection import Quality
+from elastic.space import Subnet
+from elastic.training import Capacity, ElasticTrainer, RoutedTrainer, RouterTraining, gate_report
+
+if TYPE_CHECKING:
+    from elastic.pipeline.universal import Universal
+
+NUM_CALIBRATION = 512
+"""Training examples over which thresholds are found and routers frozen."""
 
 
 def trainer_class(recipe: Recipe, model: PreTrainedModel) -> Callable[..., ElasticTrainer | RoutedTrainer]:

@@ -75,7 +75,7 @@ def gate_entropy(share: float) -> float:
 
     0 where it decides alike for all, so that a static subnet would do as well; 1 where it is on for half of them.
     """
-    return -sum(p * math.log2(p) for p in (share, 1.0 - share) if p > 0.0)
+    return sum(-p * math.log2(p) for p in (share, 1.0 - share) if 0.0 < p < 1.0)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,8 @@ class RoutedMixin(ElasticMixin):
         modules = get_routers(self._universal)
         assert routing is not None
         routers.capacity.check(len(routing.keys))
-        if self.args.activation_checkpointing and (self.args.activation_checkpointing_kwargs or {}).get(
-            "use_reentrant"
-        ):
+        how: Any = self.args.activation_checkpointing_kwargs
+        if self.args.activation_checkpointing and isinstance(how, dict) and how.get("use_reentrant"):
             raise ElasticError(
                 "routers learn nothing through reentrant activation checkpointing; set use_reentrant: false."
             )
