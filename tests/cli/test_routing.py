@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_a_routed_checkpoint_is_a_stock_checkpoint(tuned_dir, universal_dir):
     pixels = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(stock(pixels).logits, model(pixels).logits)
-    assert any(float(router.weight.abs().sum()) > 0 for router in get_routers(model).values())
+    assert any(float(router.weight.detach().abs().sum()) > 0 for router in get_routers(model).values())
 
 
 def test_eval_routed_says_capacity_and_expected_flops(tuned_dir):
@@ -179,6 +180,29 @@ def test_models_and_recipes_without_routers(universal_dir, recipe_file, tmp_path
     )
     assert missing.code == 2 and "layer 7 cannot have a router" in missing.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_info_says_that_there_are_routers(tuned_dir):
+    assert "Routers: attention of layers 0, 1" in elastic("info", tuned_dir).err
+    assert elastic("info", tuned_dir, "--json").json["routers"]["what"] == "attention"
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_routers(universal_dir, tmp_path):
+    recipe = write_recipe(tmp_path, universal_dir, "joint")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "elastic.cli",
+        "train", str(recipe), "-o", str(tmp_path / "out"), "--set", "training.arguments.ddp_backend=gloo",
+        "--set", "training.arguments.ddp_find_unused_parameters=false",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    log = json.loads((tmp_path / "out" / "elastic.json").read_text())["training"]["log"]
+    assert all(0 <= entry["capacity"] <= 1 for entry in log if "loss" in entry)
+    assert any(
+        float(router.weight.detach().abs().sum()) > 0 for router in get_routers(library.load(tmp_path / "out")).values()
+    )
 
 
 def test_a_damaged_router_file_is_refused(tuned_dir, tmp_path):
