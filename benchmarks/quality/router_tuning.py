@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,24 @@ from elastic.space import SearchSpace, Subnet
 from elastic.training import Capacity, Joint, RoutedTrainer, RouterTraining, SimilarityDistillation, gate_report
 
 LENGTH = 64
-NUM_RANDOM = 8
 Quality = Callable[[PreTrainedModel], float]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run: the defaults take about ten minutes on one free core."""
+
+    steps: int
+    tuning_steps: int
+    validation: int
+    test: int
+    calibration: int
+    num_random: int
+
+
+def spread(items: Any, count: int) -> Any:
+    """Return so many items, evenly spaced."""
+    return items[:: max(1, len(items) // count)][:count]
 
 
 def arguments(folder: str, **settings: Any) -> TrainingArguments:
@@ -109,6 +126,7 @@ def compare(
     higher_is_better: bool,
     cost_model: CostModel,
     timed: Sequence[dict[str, torch.Tensor]],
+    num_random: int,
 ) -> list[dict[str, Any]]:
     """Return one row for each way to skip the attention of each number of layers."""
     info = get_elastic(model)
@@ -138,7 +156,7 @@ def compare(
         static = skipping(model, best)
         add("static", share, of(static, test), cost_model.cost(static).flops, layers=str(list(best)),
             seconds_to_find=round(time.perf_counter() - start))  # fmt: skip
-        drawn = rng.sample(sets, min(NUM_RANDOM, len(sets)))
+        drawn = rng.sample(sets, min(num_random, len(sets)))
         add("random", share, statistics.mean(of(skipping(model, layers), test) for layers in drawn),
             cost_model.cost(skipping(model, drawn[0])).flops)  # fmt: skip
         start = time.perf_counter()
@@ -209,7 +227,7 @@ def second_half_loss(blocks: torch.Tensor) -> Quality:
     return loss
 
 
-def decoder(seed: int, steps: int, tuning_steps: int) -> list[dict[str, Any]]:
+def decoder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
     blocks, vocabulary = characters()
     set_seed(seed)
     config = LlamaConfig(
@@ -223,41 +241,43 @@ def decoder(seed: int, steps: int, tuning_steps: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             model=model,
-            args=arguments(folder, seed=seed, max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3,
+            args=arguments(folder, seed=seed, max_steps=sizes.steps, per_device_train_batch_size=16, learning_rate=2e-3,
                            warmup_steps=100, weight_decay=0.1),
             train_dataset=train,
             data_collator=default_data_collator,
         ).train()  # fmt: skip
-    print(f"decoder: {steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"decoder: {sizes.steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
     make_elastic(model, SearchSpace())
     calibration = [{"input_ids": part[:, : LENGTH // 2], "attention_mask": torch.ones_like(part[:, : LENGTH // 2])}
-                   for part in blocks["train"][:: len(blocks["train"]) // 512][:512].split(128)]  # fmt: skip
+                   for part in spread(blocks["train"], sizes.calibration).split(128)]  # fmt: skip
     return compare(
         "decoder", model, (1, 2, 3, 4), seed,
-        tuned=lambda share: tune(model, train, share, seed, max_steps=tuning_steps, per_device_train_batch_size=16,
-                                 learning_rate=1e-2, warmup_steps=10),
+        tuned=lambda share: tune(model, train, share, seed, max_steps=sizes.tuning_steps, learning_rate=1e-2,
+                                 per_device_train_batch_size=16, warmup_steps=10),
         calibration=calibration,
-        validation=second_half_loss(blocks["validation"][:: len(blocks["validation"]) // 256][:256]),
-        test=second_half_loss(blocks["test"]),
+        validation=second_half_loss(spread(blocks["validation"], sizes.validation)),
+        test=second_half_loss(spread(blocks["test"], sizes.test)),
         higher_is_better=False,
         cost_model=CostModel.of(model, {"input_ids": (1, LENGTH)}),
         timed=[{"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])} for ids in blocks["test"][:16]],
+        num_random=sizes.num_random,
     )  # fmt: skip
 
 
 # An embedder
 
 
-def embedder(seed: int, tuning_steps: int) -> list[dict[str, Any]]:
+def embedder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
     task = load_task(recipe(minilm()))
     pairs = dict(task.datasets)
-    pairs["validation"] = pairs["validation"][:: len(pairs["validation"]) // 300][:300]
+    for split, count in (("validation", sizes.validation), ("test", sizes.test)):
+        pairs[split] = spread(pairs[split], count)
     small = Task(**{**vars(task), "datasets": pairs})
     model = make_elastic(load_model(), SearchSpace())
     teacher = copy.deepcopy(model)
 
-    def quality(of: Task, split: str) -> Quality:
-        return lambda model: measure(model, of, split)[0]
+    def quality(split: str) -> Quality:
+        return lambda model: measure(model, small, split)[0]
 
     timed = []
     for example in pairs["test"][:32]:
@@ -265,15 +285,16 @@ def embedder(seed: int, tuning_steps: int) -> list[dict[str, Any]]:
     return compare(
         "minilm", model, (1, 2, 3), seed,
         tuned=lambda share: tune(
-            model, task.datasets["train"], share, seed, max_steps=tuning_steps, per_device_train_batch_size=16,
+            model, task.datasets["train"], share, seed, max_steps=sizes.tuning_steps, per_device_train_batch_size=16,
             learning_rate=5e-3, warmup_steps=10, data_collator=task.collate, teacher=teacher, embed=task.outputs,
             objective=SimilarityDistillation(), remove_unused_columns=False),
-        calibration=calibration_of(task, 512),
-        validation=quality(small, "validation"),
-        test=quality(task, "test"),
+        calibration=calibration_of(task, sizes.calibration),
+        validation=quality("validation"),
+        test=quality("test"),
         higher_is_better=True,
         cost_model=CostModel.of(model, {"input_ids": (1, 16)}),
         timed=timed,
+        num_random=sizes.num_random,
     )  # fmt: skip
 
 
@@ -283,16 +304,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1200, help="training of the decoder")
     parser.add_argument("--tuning-steps", type=int, default=150)
+    parser.add_argument("--validation", type=int, default=256, help="examples by which static sets are chosen")
+    parser.add_argument("--test", type=int, default=10_000, help="examples at most")
+    parser.add_argument("--calibration", type=int, default=512, help="training examples for thresholds and usage")
+    parser.add_argument("--random", type=int, default=8, help="static sets drawn at random")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
-        if args.what == "decoder":
-            rows += decoder(seed, args.steps, args.tuning_steps)
-        else:
-            rows += embedder(seed, args.tuning_steps)
+    sizes = Sizes(args.steps, args.tuning_steps, args.validation, args.test, args.calibration, args.random)
+    run = decoder if args.what == "decoder" else embedder
+    rows = [row for seed in range(args.seeds) for row in run(seed, sizes)]
     write_csv(args.output or RESULTS / f"router_tuning_{args.what}.csv", rows)
 
 
