@@ -111,8 +111,8 @@ class RoutedPass:
 
     block: RoutedBlock | None = None
     """None where only the cache knows of routers: a request goes on as it began."""
-    mask: torch.Tensor | None = None
-    """``(batch, tokens)``, 0 where there is padding."""
+    mask: Any = None
+    """The attention mask that the model was given."""
     dense: bool = False
     decisions: dict[GateKey, Decision] = field(default_factory=dict)
     cache: Cache | None = None
@@ -210,16 +210,29 @@ class RoutedPass:
 
     def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens that are no padding: ``(batch, width)``, in float32."""
-        mask, tokens = self.mask, hidden.shape[1]
-        if mask is None:
+        if self.mask is None:
             return hidden.float().mean(1)
-        if mask.ndim != 2:
-            raise ElasticError(
-                f"routers read the padding from an attention mask of shape (batch, tokens), and this one has "
-                f"{mask.ndim} dimensions."
-            )
-        weights = mask[:, -tokens:].to(device=hidden.device, dtype=torch.float32).unsqueeze(-1)
+        weights = _valid_tokens(self.mask, hidden.shape[1]).to(device=hidden.device, dtype=torch.float32).unsqueeze(-1)
         return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+def _valid_tokens(mask: Any, tokens: int) -> torch.Tensor:
+    """Return ``(batch, tokens)``, 0 where there is padding, from any mask that models take.
+
+    That is ``(batch, all tokens so far)``, or which query sees which key, ``(batch, 1, queries, keys)``, as generation
+    with a static cache prepares it before the first token: padding is what no query sees.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        return mask[:, -tokens:]
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+        seen = mask if mask.dtype == torch.bool else mask >= 0
+        return seen.any(2).any(1)[:, :tokens]
+    raise ElasticError(
+        "routers read the padding from an attention mask of shape (batch, tokens) or (batch, 1, queries, keys), and "
+        "this one is neither."
+    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from elastic.nested import (
     routed,
     write_routers,
 )
+from elastic.nested.gates import _valid_tokens
 from elastic.space import Subnet
 from tests.conftest import make_tiny_elastic
 from tests.tiny import DECODERS, MODELS, tiny_llama, tiny_vit
@@ -395,11 +396,26 @@ def test_a_request_that_began_without_routers_goes_on_without():
             assert torch.equal(model(token, past_key_values=copied, **one).logits, expected)
 
 
-def test_a_mask_of_another_form_is_refused():
-    model = make_tiny_elastic(tiny_llama())
-    inputs = prompt(model)
-    with pytest.raises(ElasticError, match="shape .batch, tokens., and this one has 4 dimensions"), routed(model):
-        model(inputs["input_ids"], attention_mask=torch.ones(4, 1, 7, 7, dtype=torch.bool))
+@pytest.mark.parametrize("universal", ["llama", "gemma3"], indirect=True)
+def test_a_static_cache_changes_nothing(universal):
+    inputs = prompt(universal)
+    settings = {"max_new_tokens": 6, "do_sample": False, "disable_compile": True}
+    with routed(universal) as dynamic:
+        expected = universal.generate(**inputs, **settings)
+    with routed(universal) as static:
+        assert torch.equal(universal.generate(**inputs, **settings, cache_implementation="static"), expected)
+    assert static.usage == dynamic.usage
+
+
+def test_masks_say_the_same_in_any_form():
+    two = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    causal = torch.ones(3, 5, dtype=torch.bool).tril()
+    four = (causal & torch.nn.functional.pad(two, (0, 2)).bool()[:, None, :])[:, None]
+    added = torch.zeros(four.shape).masked_fill(~four, torch.finfo(torch.float32).min)
+    for mask in (two, four, added, {"full_attention": four}):
+        assert torch.equal(_valid_tokens(mask, 3).long(), two)
+    with pytest.raises(ElasticError, match="and this one is neither"):
+        _valid_tokens(torch.ones(3), 3)
 
 
 # Files and errors
