@@ -156,16 +156,24 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
         if not elastic:
             return model
         order = None if record.drop_order is None else DropOrder.from_dict(record.drop_order)
-        model = make_elastic(model, SearchSpace.from_dict(record.space), order)
-        if record.routers is not None:
-            read_routers(add_routers(model, Routing.from_dict(record.routers)), folder)
-        return model
+        return with_routers(make_elastic(model, SearchSpace.from_dict(record.space), order), record, folder)
     if layers_differ:
         if record.subnet is None or record.universal_dims is None:
             raise CheckpointError(f"{folder / RECORD_NAME} does not say which subnet this is; extract it again.")
         subnet = Subnet.from_dict(record.subnet)
         model_class = smaller_class(model_class, get_family(config), record.universal_dims, config, subnet)
     return _from_pretrained(model_class, folder, config)
+
+
+def with_routers(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> PreTrainedModel:
+    """Give an elastic model the routers of a universal checkpoint, if it has some, and return it.
+
+    Raises:
+        CheckpointError: if their file is missing, or of other routers.
+    """
+    if record.routers is not None:
+        read_routers(add_routers(model, Routing.from_dict(record.routers)), folder)
+    return model
 
 
 def _check_files(folder: Path, record: CheckpointRecord) -> None:
