@@ -107,7 +107,8 @@ def test_training_on_keeps_the_routers(tuned_dir, tmp_path):
     """A recipe without routers leaves them as they are; one with the same goes on with them."""
     before = {name: tensor.clone() for name, tensor in get_routers(library.load(tuned_dir)).state_dict().items()}
     recipe = write_recipe(tmp_path, tuned_dir)
-    plain = elastic("train", recipe, "-o", tmp_path / "plain", "--set", "routers=null", "--set", "space={ffn: [0.5, 1.0]}",
+    plain = elastic("train", recipe, "-o", tmp_path / "plain", "--set", "routers=null",
+                    "--set", "space={ffn: [0.5, 1.0]}",
                     "--set", "training.arguments.max_steps=2")  # fmt: skip
     assert plain.code == 0, plain.err
     for name, tensor in get_routers(library.load(tmp_path / "plain")).state_dict().items():
