@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 
 import pytest
@@ -18,12 +19,13 @@ from elastic.nested import (
     add_routers,
     get_elastic,
     get_routers,
+    make_elastic,
     read_routers,
     routed,
     write_routers,
 )
 from elastic.nested.gates import _valid_tokens
-from elastic.space import Subnet
+from elastic.space import SearchSpace, Subnet
 from tests.conftest import make_tiny_elastic
 from tests.tiny import DECODERS, MODELS, tiny_llama, tiny_vit
 
@@ -145,6 +147,22 @@ def test_a_subnet_that_skips_needs_no_router():
     with active(model, Subnet(ffn=(16, 16, 16), heads=(0, 2, 4))):
         _, trace = outputs(model, inputs)
     assert set(trace.gates) == {GateKey("attention", 1), GateKey("attention", 2)}
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "llama"])
+def test_a_narrower_stream_uses_the_first_weights_of_a_router(name):
+    model = make_elastic(MODELS[name](), SearchSpace(hidden=[16, 32]))
+    inputs = disagreeing(model)
+    with active(model, Subnet((64, 64, 64), (4, 4, 4), hidden=16)):
+        sparse, trace = outputs(model, inputs)
+        dense, _ = outputs(model, inputs, dense=True)
+        assert largest_difference(sparse, dense) <= 1e-5
+        assert len(trace.gates) == 3
+        for row in range(5):
+            subnet = dataclasses.replace(of_row(model, trace.gates, row), hidden=16)
+            alone = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+            with torch.no_grad(), active(model, subnet):
+                assert largest_difference(model(**alone)[0], sparse[row : row + 1]) <= 1e-5
 
 
 def test_padding_does_not_decide():
