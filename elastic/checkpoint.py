@@ -18,7 +18,7 @@ from elastic.errors import CheckpointError
 from elastic.extraction import take_layer_sizes
 from elastic.families import get_family
 from elastic.folder import sha256
-from elastic.nested import Elastic, make_elastic
+from elastic.nested import Elastic, Routing, add_routers, get_elastic, make_elastic, read_routers, write_routers
 from elastic.space import DropOrder, ModelDims, SearchSpace, Subnet
 
 FORMAT_VERSION = 1
@@ -42,6 +42,8 @@ class CheckpointRecord(BaseModel):
     space: dict[str, list[int | float]] = {}
     drop_order: dict[str, list[int]] | None = None
     """In which order layers and sub-layers leave; evenly spaced ones stay without it."""
+    routers: dict[str, Any] | None = None
+    """Which sub-layers have routers; their weights are in ``routers.safetensors``."""
     ordering: dict[str, Any] | None = None
     """How neurons, heads, hidden dimensions and layers of a pretrained model were ordered."""
     granularities: dict[str, dict[str, int | float]] = {}
@@ -70,6 +72,10 @@ class CheckpointRecord(BaseModel):
 def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> None:
     """Write the model and its record into an existing, empty folder (see `elastic.folder.new_folder`)."""
     model.save_pretrained(folder)
+    routing = get_elastic(model).routing if record.kind == "universal" else None
+    if routing is not None:
+        write_routers(model, folder)
+        record = record.model_copy(update={"routers": routing.to_dict()})
     weights = sorted(folder.glob("*.safetensors"))
     record = record.model_copy(update={"files": {path.name: sha256(path) for path in weights}})
     (folder / RECORD_NAME).write_text(record.model_dump_json(indent=2, exclude_defaults=False) + "\n")
@@ -154,10 +160,21 @@ def load(folder: str | Path, *, elastic: bool = True) -> PreTrainedModel:
         if not elastic:
             return model
         order = None if record.drop_order is None else DropOrder.from_dict(record.drop_order)
-        return make_elastic(model, SearchSpace.from_dict(record.space), order)
+        return with_routers(make_elastic(model, SearchSpace.from_dict(record.space), order), record, folder)
     if getattr(config, "layer_sizes", None):
         model_class = portable.model_class(model_class)
     return _from_pretrained(model_class, folder, config)
+
+
+def with_routers(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> PreTrainedModel:
+    """Give an elastic model the routers of a universal checkpoint, if it has some, and return it.
+
+    Raises:
+        CheckpointError: if their file is missing, or of other routers.
+    """
+    if record.routers is not None:
+        read_routers(add_routers(model, Routing.from_dict(record.routers)), folder)
+    return model
 
 
 def check_files(folder: Path, record: CheckpointRecord, *, hashes: bool = True) -> None:

@@ -33,7 +33,7 @@ SCHEMA = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
 
 
 EMBEDDERS = ["matryoshka", "2dmse", "starbucks"]
-SCRATCH_OF = {"dynabert": "bignas", "llm_drop": "layerskip"}
+SCRATCH_OF = {"dynabert": "bignas", "llm_drop": "layerskip", "router_tuning": "matformer"}
 """Recipes that continue a trained model, with the recipe that trains one."""
 NEED_DATA = {"distil_minilm_stsb"}
 """Recipes for data that no package brings; the benchmarks run them."""

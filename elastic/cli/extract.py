@@ -8,6 +8,7 @@ import typer
 
 from elastic.cli.options import (
     Candidates,
+    Capacity,
     Context,
     Correct,
     Flops,
@@ -24,6 +25,7 @@ from elastic.cli.options import (
     Uniform,
     Within,
     read_budget,
+    read_capacity,
     read_input_shape,
     read_method,
     read_phase,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from elastic.checkpoint import CheckpointRecord
+    from elastic.cost import Budget
     from elastic.space import Subnet
 
 Stream = Annotated[
@@ -71,6 +74,10 @@ def extract(
     correct: Correct = None,
     stream: Stream = False,
     max_shard_size: ShardSize = "5GB",
+    frozen_routers: Annotated[
+        bool, typer.Option("--frozen-routers", help="Cut away what the model's routers use least; see --capacity.")
+    ] = False,
+    capacity: Capacity = None,
     input_shape: InputShape = None,
     phase: PhaseOption = None,
     context: Context = None,
@@ -80,15 +87,14 @@ def extract(
 ) -> None:
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
     check_push(push_to_hub, private)
-    if subnet and (flops or macs or params or memory):
-        raise BudgetError("give either --subnet or a budget, not both.")
-    budget = None if subnet else read_budget(flops, macs, params, memory)
+    budget = _read_limits(subnet, frozen_routers, capacity, (flops, macs, params, memory))
+    share = None if capacity is None else read_capacity(capacity)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
-    from elastic.pipeline import Universal, extract_checkpoint, is_stock
+    from elastic.pipeline import Universal, extract_checkpoint, frozen_subnet, is_stock
     from elastic.selection import Measured, search
 
     check_output(output)
@@ -105,6 +111,8 @@ def extract(
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
+    if frozen_routers:
+        chosen = frozen_subnet(universal, share)
     if chosen:
         kind = "uniform" if chosen.is_uniform else "mix"
         best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)
@@ -202,3 +210,16 @@ def _say_how_to_load(output: Path, stock: bool) -> None:
             f"elastic.load('{output}'); --uniform gives one for stock loading."
         )
     note(f"Next: elastic export {output} --to onnx -o bundle")
+
+
+def _read_limits(
+    subnet: str | None, frozen_routers: bool, capacity: str | None, limits: tuple[str | None, ...]
+) -> Budget | None:
+    """Return the budget, or None where a subnet is given or routers say what leaves."""
+    if subnet and any(limits):
+        raise BudgetError("give either --subnet or a budget, not both.")
+    if frozen_routers and (subnet or any(limits)):
+        raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
+    if capacity and not frozen_routers:
+        raise BudgetError("--capacity is for routers; add --frozen-routers.")
+    return None if subnet or frozen_routers else read_budget(*limits)

@@ -43,6 +43,7 @@ def info(
                 "subnets": {n: {"subnet": s.to_dict(), "cost": costs[n].to_dict()} for n, s in subnets.items()},
                 "stock_refuses": refused,
                 "ordering": record.ordering,
+                "routers": record.routers,
                 "drop_order": record.drop_order,
                 "training": record.training,
             }
@@ -68,6 +69,9 @@ def info(
         calibration = record.ordering.get("calibration") or {}
         over = f" over {calibration['examples']} examples" if calibration else ""
         note(f"Converted from {record.ordering['source']}; units ordered by {record.ordering['units']}{over}.")
+    if record.routers:
+        layers = ", ".join(map(str, record.routers["layers"]))
+        note(f"Routers: {record.routers['what']} of layers {layers}; see elastic eval {folder} --routed.")
     for axis, choices in refused.items():
         listed = ", ".join(map(str, choices))
         note(f"Stock configurations cannot say {axis} {listed}: elastic.load reads those, --uniform leaves them out.")

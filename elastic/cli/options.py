@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,9 @@ Within = Annotated[
     str | None,
     typer.Option(metavar="SPACE", help="Only these choices of the space, such as '{embedding_dim: [128]}'."),
 ]
+Capacity = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Share of routed sub-layers that compute: 50%, or 0.5.")
+]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
 SearchMethod = Annotated[
     str | None, typer.Option("--method", help="predictor (default), heuristic, uniform or random.", metavar="METHOD")
@@ -69,6 +73,22 @@ def read_budget(flops: str | None, macs: str | None, params: str | None, memory:
     if not (flops or macs or params or memory):
         raise BudgetError("no budget is given; add --flops 2G, or --macs, --params or --memory.")
     return Budget(flops=flops, macs=macs, params=params, memory=memory)
+
+
+def read_capacity(text: str) -> float:
+    """Read ``50%`` or ``0.5``.
+
+    Raises:
+        BudgetError: if it is no share between 0 and 1.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise BudgetError(f"'{text}' is not a capacity; write a share such as 50% or 0.5.")
+    return share
 
 
 def read_subnet_option(text: str) -> Subnet:

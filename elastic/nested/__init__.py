@@ -2,13 +2,35 @@
 
 from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
 from elastic.nested.architecture import complete_first_layer, config_of_layers, meta_model
+from elastic.nested.gates import GateKey, Trace, What
 from elastic.nested.layers import RowNested, take_units
+from elastic.nested.routing import (
+    ROUTERS_NAME,
+    Routing,
+    add_routers,
+    default_layers,
+    get_routers,
+    read_routers,
+    routed,
+    write_routers,
+)
 from elastic.nested.stream import Stream
 from elastic.nested.surgery import make_elastic, set_drop_order
 from elastic.portable import SkippedModule
 
 __all__ = [
     "Elastic",
+    "GateKey",
+    "ROUTERS_NAME",
+    "Routing",
+    "Trace",
+    "What",
+    "add_routers",
+    "default_layers",
+    "get_routers",
+    "read_routers",
+    "routed",
+    "write_routers",
     "RowNested",
     "SkippedModule",
     "Stream",

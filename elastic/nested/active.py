@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,10 @@ from torch import nn
 from elastic.errors import ElasticError
 from elastic.families import Family
 from elastic.space import ModelDims, ResolvedSpace, SearchSpace, Subnet, check_subnet
+
+if TYPE_CHECKING:
+    from elastic.nested.gates import RoutedBlock, RoutedPass
+    from elastic.nested.routing import Routing
 
 
 class ActiveSubnet:
@@ -56,6 +60,40 @@ class ActiveSubnet:
         finally:
             self._local.resumed = previous
 
+    @property
+    def routed(self) -> RoutedBlock | None:
+        """What this thread's `elastic.nested.routed` block asks for; None outside of one."""
+        return getattr(self._local, "routed", None)
+
+    @contextmanager
+    def route(self, block: RoutedBlock) -> Iterator[None]:
+        """Let routers decide in this thread inside the ``with`` block."""
+        previous = self.routed
+        self._local.routed = block
+        try:
+            yield
+        finally:
+            self._local.routed = previous
+
+    @contextmanager
+    def pin(self, subnet: Subnet, routed_pass: RoutedPass | None) -> Iterator[None]:
+        """Run a layer with the subnet and the gates of its forward pass, which may be another thread's."""
+        previous = self.current, self.routed_pass
+        self._local.subnet, self._local.routed_pass = subnet, routed_pass
+        try:
+            yield
+        finally:
+            self._local.subnet, self._local.routed_pass = previous
+
+    @property
+    def routed_pass(self) -> RoutedPass | None:
+        """The forward pass under routers that this thread runs now."""
+        return getattr(self._local, "routed_pass", None)
+
+    @routed_pass.setter
+    def routed_pass(self, routed_pass: RoutedPass | None) -> None:
+        self._local.routed_pass = routed_pass
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
         copied = memo[id(self)] = ActiveSubnet(self._full)
         return copied
@@ -69,6 +107,8 @@ class Elastic:
     space: SearchSpace
     resolved: ResolvedSpace
     active: ActiveSubnet
+    routing: Routing | None = None
+    """Which sub-layers have routers."""
 
     @property
     def dims(self) -> ModelDims:

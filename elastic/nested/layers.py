@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from elastic.families import Block, Skip, output_dim
 from elastic.nested.active import ActiveSubnet
+from elastic.nested.gates import Part, RoutedPass, pinned_gates
 from elastic.portable import skipped_output
 from elastic.space import Subnet
 
@@ -38,6 +39,8 @@ class Position:
     """Query heads that leave together (more than 1 for grouped keys and values)."""
     blocks: tuple[Block, ...] = ()
     """Where the units lie in the rows of a projection."""
+    part: Part = field(default_factory=Part)
+    """The place of a module in its sub-layer."""
 
     @property
     def choice(self) -> int:
@@ -130,14 +133,38 @@ def _transposed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     return flat.view(*x.shape[:-1], flat.shape[-1])
 
 
+def _record_beside_others(cache: Any, layer_idx: int | None, hidden: torch.Tensor) -> None:
+    """Count positions of rows whose attention is off, in a cache that holds keys of rows whose attention was on."""
+    layers = getattr(cache, "layers", ())
+    held = layers[layer_idx] if layer_idx is not None and layer_idx < len(layers) else None
+    if held is None or held.keys is None or held.keys.ndim != 4 or not held.values.shape[-1]:
+        return
+    keys, values = (hidden.new_zeros((hidden.shape[0], x.shape[1], hidden.shape[1], x.shape[3]))
+                    for x in (held.keys, held.values))  # fmt: skip
+    cache.update(keys, values, layer_idx)
+
+
 @functools.cache
 def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
-    """Return a subclass of ``cls`` that does not compute while its sub-layer is skipped."""
+    """Return a subclass of ``cls`` that does not compute while its sub-layer is skipped, or where a router says so."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.sublayer.choice:
-            return cls.forward(self, *args, **kwargs)
-        return skipped_output(skip, getattr(self, "layer_idx", None), args, kwargs)
+        position: Position = self.sublayer
+        layer_idx = getattr(self, "layer_idx", None)
+        if not position.choice:
+            return skipped_output(skip, layer_idx, args, kwargs)
+        routed_pass = position.active.routed_pass
+        compute = functools.partial(cls.forward, self)
+        if routed_pass is None or position.part.before:
+            return compute(*args, **kwargs)
+
+        def skipped(args: tuple[Any, ...], kwargs: dict[str, Any], *, records: bool) -> Any:
+            if records:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                _record_beside_others(kwargs.get("past_key_values"), layer_idx, hidden)
+            return skipped_output(skip, layer_idx if records else None, args, kwargs)
+
+        return routed_pass.run((position.axis, position.layer), position.part, skip, compute, skipped, args, kwargs)
 
     return type(f"Skippable{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
 
@@ -146,35 +173,48 @@ def skippable_class(cls: type[nn.Module], skip: Skip) -> type[nn.Module]:
 def nested_layer_class(cls: type[nn.Module], returns_tuple: bool = False) -> type[nn.Module]:
     """Return a subclass of a Transformer layer that can be skipped, and that pins its subnet.
 
-    The subnet, and the stream that `resumed_from` gives, travel as arguments of the forward pass.
-    Activation checkpointing keeps the arguments for its recomputation, so that runs the same
-    subnet, in whichever thread.
+    The subnet, the stream that `resumed_from` gives, and the pass under routers travel as arguments of
+    the forward pass. Activation checkpointing keeps the arguments for its recomputation, so that runs
+    the same subnet by the same gates, in whichever thread.
     """
     names = list(inspect.signature(cls.forward).parameters)[1:]
     cache_index = names.index("past_key_values") if "past_key_values" in names else None
 
-    def records(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        positional = cache_index is not None and len(args) > cache_index
-        cache = args[cache_index] if positional else kwargs.get("past_key_values")  # type: ignore[index]
-        return cache is not None and not getattr(cache, "knows_its_length", False)
+    def cache_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if cache_index is not None and len(args) > cache_index:
+            return args[cache_index]
+        return kwargs.get("past_key_values")
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        pinned = {"elastic_subnet": self.nested_active.current, "elastic_stream": self.nested_active.resumed}
+        active: ActiveSubnet = self.nested_active
+        pinned = {
+            "elastic_subnet": active.current,
+            "elastic_stream": active.resumed,
+            "elastic_routed": active.routed_pass,
+        }
         return cls.__call__(self, *args, **pinned, **kwargs)
 
     def forward(
-        self: Any, *args: Any, elastic_subnet: Subnet, elastic_stream: torch.Tensor | None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        elastic_subnet: Subnet,
+        elastic_stream: torch.Tensor | None,
+        elastic_routed: RoutedPass | None,
+        **kwargs: Any,
     ) -> Any:
         if elastic_stream is not None:
             return (elastic_stream,) if returns_tuple else elastic_stream
-        layer = self.nested_index
+        layer, cache = self.nested_index, cache_of(args, kwargs)
         # With a cache, the attention of a skipped layer has positions to record: see skipped_output.
-        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or records(args, kwargs)):
+        records = cache is not None and not getattr(cache, "knows_its_length", False)
+        if not (elastic_subnet.heads[layer] or elastic_subnet.ffn[layer] or records):
             hidden = args[0] if args else kwargs["hidden_states"]
             return (hidden,) if returns_tuple else hidden
-        if self.nested_active.current is elastic_subnet:
-            return cls.forward(self, *args, **kwargs)
-        with self.nested_active.use(elastic_subnet):
+        if elastic_routed is None and pinned_gates(cache):
+            elastic_routed = RoutedPass()
+        if elastic_routed is not None:
+            elastic_routed.enter(layer, cache)
+        with self.nested_active.pin(elastic_subnet, elastic_routed):
             return cls.forward(self, *args, **kwargs)
 
     body = {"__call__": call, "forward": forward, "__module__": __name__}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from elastic.errors import ElasticError, FamilyError
 from elastic.families import LINEAR_CLASSES, Block, Family, Skip, get_family
 from elastic.nested.active import ActiveSubnet, Elastic, get_elastic
+from elastic.nested.gates import Part
 from elastic.nested.head_sizes import sized_class, sizes_by_module
 from elastic.nested.layers import (
     COLUMN_NESTED,
@@ -123,13 +124,24 @@ def _nest_layer(
             linear.nested = Position(active, index, axis, choices_per_unit, blocks[path])  # type: ignore[assignment]
         linear = layer.get_submodule(output)
         linear.__class__ = COLUMN_NESTED[type(linear)]  # type: ignore[index,assignment]
+        parts = _parts(list(modules), [*inputs, output])
         for path, skip in modules.items():
             module = layer.get_submodule(path)
             module.__class__ = skippable_class(type(module), skip)  # type: ignore[assignment,arg-type]
-            module.sublayer = Position(active, index, axis)  # type: ignore[assignment]
+            module.sublayer = Position(active, index, axis, part=parts[path])  # type: ignore[assignment]
     for path, sizes in sizes_by_module(family).items():
         module = layer.get_submodule(path)
         module.__class__ = sized_class(type(module), sizes, head_dim, heads_per_group)  # type: ignore[assignment,arg-type]
     layer.nested_active = active  # type: ignore[assignment]
     layer.nested_index = index  # type: ignore[assignment]
     layer.__class__ = nested_layer_class(type(layer), family.layer_returns_tuple)  # type: ignore[assignment,arg-type]
+
+
+def _parts(modules: Sequence[str], projections: Iterable[str]) -> dict[str, Part]:
+    """Return the place of each module in its sub-layer: norms, then those that hold projections, then norms."""
+    holds = [any(f"{path}.".startswith(f"{module}.") for path in projections) for module in modules]
+    first = holds.index(True)
+    return {
+        module: Part(before=index < first, reads=index == first, ends=index == len(modules) - 1, on_stream=first == 0)
+        for index, module in enumerate(modules)
+    }

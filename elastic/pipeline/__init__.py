@@ -3,6 +3,7 @@
 from elastic.pipeline.conversion import Conversion, ConversionPlan, convert, plan_conversion
 from elastic.pipeline.healing import Healing, heal
 from elastic.pipeline.hub import check_repo_id, push_to_hub
+from elastic.pipeline.routing import MeasuredRouters, frozen_subnet, measure_routed, threshold_of
 from elastic.pipeline.training import train
 from elastic.pipeline.universal import Universal, extract_checkpoint, is_stock
 
@@ -12,11 +13,15 @@ __all__ = [
     "Universal",
     "Healing",
     "check_repo_id",
+    "MeasuredRouters",
     "convert",
     "extract_checkpoint",
+    "frozen_subnet",
     "heal",
     "is_stock",
+    "measure_routed",
     "plan_conversion",
     "push_to_hub",
+    "threshold_of",
     "train",
 ]

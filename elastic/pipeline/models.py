@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from elastic.checkpoint import RECORD_NAME, load, read_record
+from elastic.checkpoint import RECORD_NAME, load, read_record, with_routers
 from elastic.data import Task
 from elastic.errors import CheckpointError, ElasticError, RecipeError, did_you_mean
 from elastic.families import FAMILIES, get_family
@@ -77,7 +77,8 @@ def _from_scratch(auto_class: Any, section: ModelSection, task: Task) -> PreTrai
 
 def _continue(folder: Path, recipe: Recipe) -> PreTrainedModel:
     """Load a universal model to train it on, in its own space unless the recipe has another."""
-    if read_record(folder).kind != "universal":
+    record = read_record(folder)
+    if record.kind != "universal":
         raise RecipeError(f"{folder} is an extracted model; train it with `elastic heal`.")
     if recipe.model.config:
         raise RecipeError("model.config cannot change a universal model; leave it out.")
@@ -85,7 +86,8 @@ def _continue(folder: Path, recipe: Recipe) -> PreTrainedModel:
     if not recipe.space:
         return model
     drop_order = get_elastic(model).resolved.drop_order
-    return make_elastic(load(folder, elastic=False), SearchSpace.from_dict(recipe.space), drop_order)
+    model = make_elastic(load(folder, elastic=False), SearchSpace.from_dict(recipe.space), drop_order)
+    return with_routers(model, record, folder)
 
 
 def check_supported(config: PreTrainedConfig, name: str) -> None:

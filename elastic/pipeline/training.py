@@ -43,10 +43,10 @@ from elastic.pipeline.methods import (
     make_weights,
 )
 from elastic.pipeline.models import build_model, resolve_granularities
+from elastic.pipeline.routing import trainer_class
 from elastic.recipe import Recipe
 from elastic.selection import Measured, Quality
 from elastic.space import Subnet
-from elastic.training import ElasticTrainer
 
 RECIPE_NAME = "recipe.json"
 _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
@@ -76,6 +76,7 @@ def train(
     task = load_task(recipe)
     model = build_model(recipe, task)
     teacher = frozen_teacher(recipe, model)
+    make_trainer = trainer_class(recipe, model)
     granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     sampler = make_sampler(recipe, model, task, granularities)
     objective = make_objective(recipe, has_teacher=teacher is not None)
@@ -86,7 +87,7 @@ def train(
     if processes.is_main_process:
         work.mkdir(parents=True, exist_ok=resume)
         (work / RECIPE_NAME).write_text(_described(recipe))
-    trainer = ElasticTrainer(
+    trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=task.datasets["train"],

@@ -10,6 +10,7 @@ from elastic.recipe.data import (
     TextData,
 )
 from elastic.recipe.recipe import ModelSection, Recipe, load_recipe, parse_recipe, recipe_schema
+from elastic.recipe.routers import RoutersSection
 from elastic.recipe.section import Section
 from elastic.recipe.training import ObjectiveSection, SamplerSection, StageSection, TrainingSection
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModelSection",
     "ObjectiveSection",
     "Recipe",
+    "RoutersSection",
     "SamplerSection",
     "Section",
     "SentencePairData",

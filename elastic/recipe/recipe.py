@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from elastic.errors import RecipeError, did_you_mean
 from elastic.recipe.data import DATA_SECTIONS, DataSection
+from elastic.recipe.routers import RoutersSection
 from elastic.recipe.section import Number, Section
 from elastic.recipe.training import SAMPLER_SECTIONS, TrainingSection
 
@@ -47,6 +48,9 @@ class Recipe(Section):
     )
     granularities: dict[str, dict[str, Number]] = Field(
         {}, description="Named uniform subnets, such as S: {ffn: 0.125}; axes left out are at their largest."
+    )
+    routers: RoutersSection | None = Field(
+        None, description="Routers, which decide for each sequence what is computed; without it, none are trained."
     )
     training: TrainingSection = TrainingSection()
     variants: dict[str, dict[str, Any]] = Field(
@@ -150,7 +154,7 @@ def _known_keys(path: Sequence[str], data: Any) -> list[str]:
             section = kinds[str(data[key])]
         elif not part.isdigit():
             annotation = section.model_fields[part].annotation
-            inner = get_args(annotation)[:1] if isinstance(data, list) else (annotation,)
+            inner = get_args(annotation)[:1] or (annotation,)
             if not (inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel)):
                 return []
             section = inner[0]

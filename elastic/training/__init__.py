@@ -1,6 +1,7 @@
 """Training a universal model: samplers choose the subnets of a step, objectives their losses."""
 
 from elastic.training.objectives import Distillation, Objective, Returned, SimilarityDistillation, TaskLoss
+from elastic.training.routing import Capacity, RoutedMixin, RoutedTrainer, RouterTraining, gate_report
 from elastic.training.samplers import (
     Buckets,
     ExitPairs,
@@ -17,6 +18,11 @@ from elastic.training.weights import Weights, by_exit, by_subnet
 
 __all__ = [
     "Buckets",
+    "Capacity",
+    "RoutedMixin",
+    "RoutedTrainer",
+    "RouterTraining",
+    "gate_report",
     "Distillation",
     "ElasticMixin",
     "ElasticTrainer",

@@ -164,10 +164,7 @@ class ElasticMixin(_Base):
         if self._teacher is not None and (step.teacher is None or self._same_width_teacher):
             step.teacher = self._taught(self._teacher, widest, inputs)
         whole = self._forward(model, inputs, num_items_in_batch)
-        # The Trainer divides mean losses by the accumulation steps, but not losses that the model
-        # normalised over the whole accumulated batch: distillation is a mean in either case.
-        already_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        steps = self.current_gradient_accumulation_steps if already_scaled else 1
+        steps = self._steps_left_to_divide(num_items_in_batch)
         losses = []
         for subnet in step.subnets:
             task_loss, student = whole[0], self._returned(whole[1], inputs, subnet)
@@ -182,6 +179,15 @@ class ElasticMixin(_Base):
                 step.teacher = student.detach()
         loss = torch.stack(losses).sum() / step.total_weight
         return (loss, whole[1]) if return_outputs else loss
+
+    def _steps_left_to_divide(self, num_items_in_batch: torch.Tensor | int | None) -> int:
+        """Return by how many accumulation steps a loss that is a mean must be divided here.
+
+        The Trainer divides mean losses by them, but not losses that the model normalised over the whole accumulated
+        batch: distillation is a mean in either case.
+        """
+        already_scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return self.current_gradient_accumulation_steps if already_scaled else 1
 
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
@@ -243,7 +249,8 @@ class ElasticMixin(_Base):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(self._universal).from_pretrained(resume_from_checkpoint, config=self._universal.config)
-        self._universal.load_state_dict(saved.state_dict())
+        # Routers are no part of what from_pretrained loads.
+        self._universal.load_state_dict({**self._universal.state_dict(), **saved.state_dict()})
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, with the names that `_load_from_checkpoint` knows."""

@@ -14,7 +14,7 @@ from elastic.families import output_dim
 from elastic.nested import active, get_elastic, make_elastic, resumed_from
 from elastic.space import SearchSpace, Subnet
 from tests.conftest import fitting, make_tiny_elastic
-from tests.tiny import MODELS, SPACE, tiny_llama, tiny_vit
+from tests.tiny import DECODERS, MODELS, SPACE, tiny_llama, tiny_vit
 
 SMALL = Subnet(ffn=(16, 0, 32), heads=(2, 4, 0), hidden=20)
 
@@ -153,6 +153,21 @@ def test_hidden_states_are_recorded(universal):
         states = universal(**inputs, output_hidden_states=True).hidden_states
     assert len(states) == 4
     assert torch.equal(states[1], states[2])
+
+
+@pytest.mark.parametrize("universal", DECODERS, indirect=True)
+def test_a_cache_counts_tokens_where_the_first_attention_is_skipped(universal):
+    ids = torch.randint(1, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with active(universal, Subnet(ffn=(64, 64, 64), heads=(0, 4, 4))), torch.no_grad():
+        whole = universal(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1]
+        before = universal(ids[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8], use_cache=True)
+        cache = before.past_key_values
+        assert cache.get_seq_length() == 8
+        last = universal(ids[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], past_key_values=cache)
+    assert largest_difference(whole, last.logits[:, -1]) <= 1e-5
 
 
 def test_a_plain_model_is_refused():
