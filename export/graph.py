@@ -13,10 +13,10 @@ import onnx
 import torch
 from onnxscript import ir
 from torch import nn
-from transformers import PreTrainedModel
 
 from elastic.errors import CheckError, CheckpointError
 
+from .embedder import Exportable, body_of
 from .inputs import ModelInputs, forward_outputs
 from .runtime.manifest import TensorSpec
 
@@ -34,7 +34,7 @@ WEIGHTS_NAME = f"{GRAPH_NAME}.data"
 class _Positional(nn.Module):
     """The model with tensors in and tensors out: what the tracer understands."""
 
-    def __init__(self, model: PreTrainedModel, inputs: ModelInputs) -> None:
+    def __init__(self, model: Exportable, inputs: ModelInputs) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
@@ -44,7 +44,7 @@ class _Positional(nn.Module):
         return tuple(forward_outputs(self.model, self.inputs, dict(zip(names, tensors, strict=True))).values())
 
 
-def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
+def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
     """Trace a model that is in evaluation mode into a clean graph.
 
     Raises:
@@ -71,7 +71,9 @@ def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[st
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
             reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise CheckpointError(f"{type(model).__name__} cannot be traced into an ONNX graph: {reason}") from error
+            raise CheckpointError(
+                f"{type(body_of(model)).__name__} cannot be traced into an ONNX graph: {reason}"
+            ) from error
     assert program is not None
     graph = program.model
     _clean(graph)
@@ -163,15 +165,15 @@ def _clean(model: ir.Model) -> None:
     for value in list(graph.initializers.values()):
         assert value.name is not None
         value.type, value.shape = None, None
-        value.name = value.name.removeprefix("model.")
+        value.name = value.name.removeprefix("model.").removeprefix("transformer.")
         if value.const_value is not None:
             value.const_value.name = value.name
 
 
 @contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+def _eager_attention(model: Exportable) -> Iterator[None]:
     """Attention as plain MatMul and Softmax: the other implementations add guards against rows without any token."""
-    previous = model.config._attn_implementation
+    previous = body_of(model).config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         yield

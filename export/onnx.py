@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from elastic.errors import CheckpointError
 from elastic.folder import new_folder
 
+from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
 from .inputs import describe_inputs
 from .manifest import tool_versions, write_manifest
@@ -41,7 +42,7 @@ class ExportReport:
 
 
 def export_onnx(
-    model: PreTrainedModel,
+    model: Exportable,
     bundle_dir: Path,
     *,
     subnet: dict[str, Any] | None = None,
@@ -60,7 +61,7 @@ def export_onnx(
     for generating, where each new token runs the whole text again.
 
     Args:
-        model: a model with float32 weights: stock, or extracted from a universal model.
+        model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.
         bundle_dir: a folder that is not there yet.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
@@ -90,7 +91,7 @@ def export_onnx(
             kind="onnx",
             graph=GRAPH_NAME,
             model_type=model.config.model_type,
-            architecture=type(model).__name__,
+            architecture=type(body_of(model)).__name__,
             opset=OPSET,
             ir_version=IR_VERSION,
             inputs=inputs.specs,
@@ -120,14 +121,14 @@ def export_onnx(
     )
 
 
-def _check_model(model: PreTrainedModel) -> None:
-    if hasattr(model, "_elastic"):
+def _check_model(model: Exportable) -> None:
+    if not isinstance(model, (PreTrainedModel, Embedder)):
+        raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
+    if hasattr(body_of(model), "_elastic"):
         raise CheckpointError(
-            f"this {type(model).__name__} is a universal model, which holds many subnets; extract one of them first "
+            f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them first "
             "(`elastic extract`), and export that."
         )
-    if not isinstance(model, PreTrainedModel):
-        raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise CheckpointError(
@@ -153,7 +154,7 @@ def _copy_runtime(folder: Path) -> None:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: Exportable) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards into the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)

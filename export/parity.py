@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from elastic.errors import CheckError, CheckpointError
 
+from .embedder import Exportable
 from .inputs import ModelInputs, forward_outputs
 from .runtime.compare import Difference, compare
 from .runtime.manifest import TensorSpec
@@ -44,7 +44,7 @@ class ParityResult:
     sizes: tuple[dict[str, int], ...]
 
 
-def reference_samples(model: PreTrainedModel, inputs: ModelInputs) -> tuple[Sample, ...]:
+def reference_samples(model: Exportable, inputs: ModelInputs) -> tuple[Sample, ...]:
     """Run the model as it is, with its own attention implementation, at every size that is to be compared.
 
     Raises:

@@ -15,6 +15,7 @@ from elastic.cli.extract import extract
 from elastic.cli.heal import heal
 from elastic.cli.info import info
 from elastic.cli.pareto import pareto
+from elastic.cli.run import run
 from elastic.cli.search import search
 from elastic.cli.train import train
 from elastic.cli.verify import verify
@@ -44,7 +45,7 @@ def _options(
     pass
 
 
-for _command in (train, convert, info, search, extract, heal, pareto, export, verify, bench):
+for _command in (train, convert, info, search, extract, heal, pareto, export, verify, bench, run):
     app.command()(_command)
 app.command("eval")(evaluate)
 

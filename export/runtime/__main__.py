@@ -76,8 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     latency.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
     latency.add_argument("--rounds", type=int, default=50)
     latency.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle to take turns with")
-    inference = commands.add_parser("run", parents=[common], help="run the model on arrays")
-    inference.add_argument("--input", type=Path, required=True, help=".npz with the inputs, or .npy with the first one")
+    inference = commands.add_parser("run", parents=[common], help="run the model on arrays or texts")
+    inference.add_argument(
+        "--input", type=Path, required=True, help=".npz with the inputs, .npy with the first one, or .txt with texts"
+    )
     inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
     return parser
 

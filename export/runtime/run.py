@@ -1,4 +1,4 @@
-"""Runs a bundle on arrays from a file."""
+"""Runs a bundle on arrays, or texts, from a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from .errors import BundleError
 from .manifest import Manifest
 from .samples import load_arrays, save_arrays
 from .session import Bundle
+from .texts import SUFFIX, read_texts, tokenize
+
+BATCH = 32
+"""Texts that run together."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class RunReport:
 def run(folder: Path, input_file: Path, output_file: Path, *, threads: int | None = None) -> RunReport:
     """Run a bundle on the arrays of an ``.npz`` file (or one ``.npy``: its first input), and write an ``.npz`` file.
 
+    A ``.txt`` file holds one text on each line.
+
     Integers and floats are converted where nothing is lost; a missing ``attention_mask`` means that
     nothing is padded.
 
@@ -41,9 +47,12 @@ def run(folder: Path, input_file: Path, output_file: Path, *, threads: int | Non
     if os.path.lexists(output_file):
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
     bundle = Bundle.open(folder, threads=threads)
-    inputs = prepare_inputs(bundle.manifest, load_arrays(input_file))
+    if input_file.suffix == SUFFIX:
+        inputs = tokenize(folder, bundle.manifest, read_texts(input_file))
+    else:
+        inputs = prepare_inputs(bundle.manifest, load_arrays(input_file))
     sizes = bundle.sizes(inputs)
-    outputs = bundle.run(inputs)
+    outputs = _run_texts(bundle, inputs) if input_file.suffix == SUFFIX else bundle.run(inputs)
     _write(output_file, outputs)
     return RunReport(
         bundle=str(folder),
@@ -64,6 +73,21 @@ def prepare_inputs(manifest: Manifest, arrays: dict[str, np.ndarray[Any, Any]]) 
         if array is not None and np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
             arrays[spec.name] = array.astype(spec.dtype)
     return arrays
+
+
+def _run_texts(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Run texts of about the same length together, and give the outputs in the order of the texts."""
+    lengths = inputs["attention_mask"].sum(axis=1)
+    if any(spec.has_sequence for spec in bundle.manifest.outputs):
+        return bundle.run(inputs)  # Outputs of different lengths are no array.
+    order = np.argsort(-lengths, kind="stable")
+    parts = []
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        width = int(lengths[rows].max())
+        parts.append(bundle.run({name: array[rows, :width] for name, array in inputs.items()}))
+    back = np.argsort(order)
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def _write(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
