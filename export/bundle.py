@@ -100,7 +100,7 @@ def run_bundle(
     *,
     threads: int | None = None,
 ) -> RunReport:
-    """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt`` file, and write an ``.npz``.
+    """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt``, and write an ``.npz``.
 
     Raises:
         CheckpointError: if the inputs do not fit, or the output file is there already.

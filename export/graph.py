@@ -27,6 +27,9 @@ IR_VERSION = 10
 SINGLE_FILE_LIMIT = 1_500_000_000
 """Bytes of weights that go inside the graph's file; protobuf ends at 2 GB."""
 
+SUMS = {"past + sequence": "total", "sequence + past": "total"}
+"""Sizes that the tracer derives, and what they are called here."""
+
 GRAPH_NAME = "model.onnx"
 WEIGHTS_NAME = f"{GRAPH_NAME}.data"
 
@@ -52,10 +55,9 @@ def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -
         CheckError: if the graph is not what was asked for.
     """
     # Two padded rows: a mask of ones would vanish from the graph, and a batch of 1 would become a constant.
-    sample = inputs.sample({"batch": 2, "sequence": 6}, seed=0)
+    sample = inputs.sample({"batch": 2, "sequence": 6, "past": 3, "total": 9}, seed=0)
     tensors = tuple(torch.from_numpy(array).to(model.device) for array in sample.values())
-    free = {name: torch.export.Dim(name) for spec in inputs.specs for name in spec.shape if isinstance(name, str)}
-    dynamic = tuple({i: free[n] for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
+    dynamic = tuple({i: n for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
     with _eager_attention(model), _quiet():
         try:
             program = torch.onnx.export(
@@ -159,6 +161,9 @@ def _clean(model: ir.Model) -> None:
             value.metadata_props.clear()
             if not value.is_graph_output():
                 value.type, value.shape = None, None
+    for value in [*graph.inputs, *graph.outputs]:
+        if value.shape is not None:
+            value.shape = ir.Shape([SUMS.get(str(dim), dim) for dim in value.shape])
     for value in [*graph.inputs, *graph.initializers.values()]:
         value.doc_string = None
         value.metadata_props.clear()

@@ -13,6 +13,7 @@ import torch
 from elastic.errors import CheckpointError
 from elastic.families import dense_shape, max_tokens
 
+from .decoder import DecoderInputs, cached_layers
 from .embedder import OUTPUT_NAME as EMBEDDING_NAME
 from .embedder import Embedder, Exportable, body_of
 from .runtime.manifest import TensorSpec
@@ -40,11 +41,6 @@ class DenseInputs:
         """Upper limits of the free dimensions."""
         return {}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Further arguments of the model's forward pass."""
-        return {}
-
     def parity_sizes(self) -> list[dict[str, int]]:
         """Return the sizes at which graph and model are compared."""
         return [{"batch": batch} for batch in (1, 3, 4)]
@@ -53,6 +49,14 @@ class DenseInputs:
         """Draw inputs of these sizes."""
         shape = (sizes["batch"], *self.shape)
         return {self.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
+        return dict(tensors)
+
+    def further_outputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the forward pass left in its arguments."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,6 @@ class TextInputs:
         """Upper limits of the free dimensions."""
         return {} if self.max_length is None else {"sequence": self.max_length}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Further arguments of the model's forward pass."""
-        return {"use_cache": False} if self.has_cache else {}
-
     def parity_sizes(self) -> list[dict[str, int]]:
         """Return the sizes at which graph and model are compared."""
         limit = self.max_length or 128
@@ -94,8 +93,16 @@ class TextInputs:
         mask = (np.arange(sequence) < lengths[:, None]).astype(np.int64)
         return {"input_ids": np.where(mask == 1, ids, self.pad_id), "attention_mask": mask}
 
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
+        return {**tensors, "use_cache": False} if self.has_cache else dict(tensors)
 
-ModelInputs = DenseInputs | TextInputs
+    def further_outputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the forward pass left in its arguments."""
+        return {}
+
+
+ModelInputs = DenseInputs | TextInputs | DecoderInputs
 
 
 def describe_inputs(model: Exportable) -> ModelInputs:
@@ -114,10 +121,14 @@ def describe_inputs(model: Exportable) -> ModelInputs:
     if main_input == "input_ids" and hasattr(config, "vocab_size") and not config.is_encoder_decoder:
         parameters = inspect.signature(body.forward).parameters
         limits = [max_tokens(config), model.max_length if isinstance(model, Embedder) else None]
+        pad_id = getattr(config, "pad_token_id", None) or 0
+        max_length = min((limit for limit in limits if limit is not None), default=None)
+        if layers := cached_layers(body):
+            return DecoderInputs(config.vocab_size, pad_id, max_length, layers)
         return TextInputs(
             vocab_size=config.vocab_size,
-            pad_id=getattr(config, "pad_token_id", None) or 0,
-            max_length=min((limit for limit in limits if limit is not None), default=None),
+            pad_id=pad_id,
+            max_length=max_length,
             has_cache="use_cache" in parameters and getattr(config, "use_cache", False),
         )
     takes = f"'{main_input}'" + (" for an encoder and a decoder" if config.is_encoder_decoder else "")
@@ -135,8 +146,9 @@ def forward_outputs(
     Raises:
         CheckpointError: if the model returns none of them.
     """
+    arguments = inputs.arguments(tensors)
     with torch.no_grad():
-        returned = model(**tensors, **inputs.options, return_dict=True)
+        returned = model(**arguments, return_dict=True)
     found = {name: returned[name] for name in OUTPUT_NAMES if returned.get(name) is not None}
     if logits := {name: tensor for name, tensor in found.items() if name.endswith("logits")}:
         found = logits
@@ -145,4 +157,4 @@ def forward_outputs(
             f"{type(model).__name__} cannot be exported: it returns {', '.join(returned)}, and graphs return "
             f"{' or '.join(OUTPUT_NAMES[:2])}."
         )
-    return found
+    return {**found, **inputs.further_outputs(arguments)}

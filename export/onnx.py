@@ -126,8 +126,8 @@ def _check_model(model: Exportable) -> None:
         raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
     if hasattr(body_of(model), "_elastic"):
         raise CheckpointError(
-            f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them first "
-            "(`elastic extract`), and export that."
+            f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them "
+            "first (`elastic extract`), and export that."
         )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:

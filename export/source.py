@@ -55,9 +55,7 @@ def read_source(folder: Path, *, embedding_dim: int | None = None) -> Source:
         model: Exportable = Embedder(transformer, parts.head, dim=dim, max_length=parts.max_length).eval()
         data_folder, lower_case = parts.transformer, parts.lower_case
     elif embedding_dim is not None:
-        raise CheckpointError(
-            f"{folder} is not an embedder (it has no modules.json), so no embedding can be shortened."
-        )
+        raise CheckpointError(f"{folder} is no embedder (it has no modules.json), so it has no embedding to shorten.")
     else:
         model, data_folder = load(folder) if record else _load_stock(folder), folder
     files = [data_folder / name for name in _DATA_FILES if (data_folder / name).is_file()]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, VerificationError
-from .manifest import Manifest, check_files, read_manifest
+from .manifest import MAY_BE_ZERO, Manifest, check_files, read_manifest
 
 Array = np.ndarray[Any, Any]
 
@@ -107,7 +107,7 @@ class Bundle:
             array = inputs[name]
             fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
             if not fits or not all(
-                size > 0 and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+                (size > 0 or dim in MAY_BE_ZERO) and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
                 for dim, size in zip(spec.shape, array.shape, strict=True)
             ):
                 raise BundleError(
@@ -125,7 +125,7 @@ class Bundle:
         """
         for name, size in sizes.items():
             limit = self.manifest.max_sizes.get(name)
-            if size < 1 or (limit is not None and size > limit):
+            if size < (name not in MAY_BE_ZERO) or (limit is not None and size > limit):
                 bounds = f"between 1 and {limit}" if limit is not None else "1 or more"
                 raise BundleError(f"{name} must be {bounds} for this bundle, not {size}.")
 
