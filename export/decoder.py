@@ -40,7 +40,7 @@ class CachedLayer:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """New tokens, a mask over cached and new tokens, and the cache; all three lengths are free, and none need be cached.
+    """New tokens, a mask over cached and new tokens, and the cache; all lengths are free, the cache may be empty.
 
     Positions follow from the mask, so that padding may be on either side.
     """
@@ -176,4 +176,3 @@ def cached_layers(model: PreTrainedModel) -> tuple[CachedLayer, ...]:
         heads = num_inputs(output) // head_dim // dims.heads_per_group
         found.append(CachedLayer(index, heads, head_dim, head_dim))
     return tuple(found)
-

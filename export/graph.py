@@ -16,11 +16,13 @@ from torch import nn
 
 from elastic.errors import CheckError, CheckpointError
 
+from .attention import traceable_attention
 from .embedder import Exportable, body_of
 from .inputs import ModelInputs, forward_outputs
+from .rewrite import rewrite
 from .runtime.manifest import TensorSpec
 
-OPSET = 18
+OPSET = 20
 IR_VERSION = 10
 """What ONNX Runtime 1.23, the last one for the Python of JetPack 6, still reads."""
 
@@ -58,7 +60,7 @@ def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -
     sample = inputs.sample({"batch": 2, "sequence": 6, "past": 3, "total": 9}, seed=0)
     tensors = tuple(torch.from_numpy(array).to(model.device) for array in sample.values())
     dynamic = tuple({i: n for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
-    with _eager_attention(model), _quiet():
+    with traceable_attention(body_of(model)), _quiet():
         try:
             program = torch.onnx.export(
                 _Positional(model, inputs).eval(),
@@ -78,6 +80,7 @@ def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -
             ) from error
     assert program is not None
     graph = program.model
+    rewrite(graph)
     _clean(graph)
     check_graph(graph, inputs, output_names)
     return graph
@@ -173,17 +176,6 @@ def _clean(model: ir.Model) -> None:
         value.name = value.name.removeprefix("model.").removeprefix("transformer.")
         if value.const_value is not None:
             value.const_value.name = value.name
-
-
-@contextmanager
-def _eager_attention(model: Exportable) -> Iterator[None]:
-    """Attention as plain MatMul and Softmax: the other implementations add guards against rows without any token."""
-    previous = body_of(model).config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(previous)
 
 
 @contextmanager

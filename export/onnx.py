@@ -57,8 +57,9 @@ def export_onnx(
     ONNX Runtime and agrees with PyTorch at several sizes; otherwise nothing is written. The model
     comes back in the mode, and with the attention implementation, that it had.
 
-    Decoders return the logits of the whole text and use no key-value cache: good for scoring, slow
-    for generating, where each new token runs the whole text again.
+    Decoders take and return a key-value cache: one graph runs a prompt, and then one token after
+    another, with one copy of the weights. Where layers have different heads, so have their caches,
+    and layers without attention have none. Embedders return ``sentence_embedding``.
 
     Args:
         model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from elastic.checkpoint import RECORD_NAME, CheckpointRecord, load, model_class_of, read_record
 from elastic.errors import CheckpointError
 
-from .embedder import Embedder, Exportable, is_embedder, read_embedder
-from .inputs import TextInputs, describe_inputs
+from .decoder import DecoderInputs
+from .embedder import Embedder, Exportable, body_of, is_embedder, read_embedder
+from .inputs import DenseInputs, describe_inputs
 
 TOKENIZER_NAME = "tokenizer.json"
 _DATA_FILES = (TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
@@ -100,11 +101,12 @@ def _describe_preprocessing(
     model: Exportable, files: list[Path], lower_case: bool, record: CheckpointRecord | None
 ) -> dict[str, Any] | None:
     """Return what the runtime needs to make inputs of texts, beside what training recorded."""
-    recorded: dict[str, Any] | None = record.training.get("preprocess") if record else None
-    if not any(file.name == TOKENIZER_NAME for file in files):
-        return recorded
+    described: dict[str, Any] = dict(record.training.get("preprocess") or {}) if record else {}
     inputs = describe_inputs(model)
-    if not isinstance(inputs, TextInputs):
-        return recorded
-    tokenizer = {"file": TOKENIZER_NAME, "pad_id": inputs.pad_id, "lower_case": lower_case}
-    return {**(recorded or {}), "tokenizer": tokenizer}
+    if not isinstance(inputs, DenseInputs) and any(file.name == TOKENIZER_NAME for file in files):
+        described["tokenizer"] = {"file": TOKENIZER_NAME, "pad_id": inputs.pad_id, "lower_case": lower_case}
+    if isinstance(inputs, DecoderInputs):
+        settings = body_of(model).generation_config
+        ends = settings.eos_token_id if settings is not None else None
+        described["generation"] = {"eos_ids": [ends] if isinstance(ends, int) else list(ends or ())}
+    return described or None

@@ -20,10 +20,11 @@ def run(
         typer.Option("--input", metavar="FILE", help=".npz with the inputs, .npy with the first, or .txt."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help=".npz to write; it must not exist.")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Decoders: continue the inputs.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all CPUs.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays or texts."""
     from elastic.export import run_bundle
 
-    print_report(run_bundle(bundle, inputs, output, threads=threads), as_json)
+    print_report(run_bundle(bundle, inputs, output, threads=threads, max_new_tokens=max_new_tokens), as_json)

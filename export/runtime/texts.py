@@ -33,8 +33,8 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def tokenize(folder: Path, manifest: Manifest, texts: Sequence[str]) -> dict[str, Array]:
-    """Return ``input_ids`` and ``attention_mask``, padded to the longest text and cut to what the model takes.
+def open_tokenizer(folder: Path, manifest: Manifest) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a bundle, which cuts texts to what the model takes.
 
     Raises:
         BundleError: if the bundle takes no texts, or the package tokenizers is not installed.
@@ -57,6 +57,18 @@ def tokenize(folder: Path, manifest: Manifest, texts: Sequence[str]) -> dict[str
     else:
         tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(folder: Path, manifest: Manifest, texts: Sequence[str]) -> dict[str, Array]:
+    """Return ``input_ids`` and ``attention_mask``, padded to the longest text.
+
+    Raises:
+        BundleError: if the bundle takes no texts, or the package tokenizers is not installed.
+        VerificationError: if the tokenizer is not the exported one.
+    """
+    tokenizer = open_tokenizer(folder, manifest)
+    settings = (manifest.preprocess or {})["tokenizer"]
     lowered = [text.lower() for text in texts] if settings.get("lower_case") else list(texts)
     encoded = [encoding.ids for encoding in tokenizer.encode_batch(lowered)]
     width = max(len(ids) for ids in encoded)
