@@ -5,25 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from elastic.errors import CheckpointError
+from elastic.errors import CheckpointError, did_you_mean
 from elastic.folder import new_folder
 
 from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
 from .inputs import describe_inputs
 from .manifest import tool_versions, write_manifest
-from .parity import check_parity, reference_samples, samples_to_keep
+from .parity import INT8, ParityResult, check_parity, reference_samples, samples_to_keep
+from .quantize import Similarity, quantize_dynamic
 from .runtime.manifest import MANIFEST_NAME, Manifest, Parity
 from .runtime.samples import write_samples
 
 PRECISION = "fp32"
+PRECISIONS = (PRECISION, INT8)
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
 
@@ -39,12 +41,15 @@ class ExportReport:
     """The largest difference to PyTorch that was seen."""
     tolerance: float
     manifest: Manifest
+    similarity: Similarity | None = None
+    """Of a quantized graph's outputs to the model's."""
 
 
 def export_onnx(
     model: Exportable,
     bundle_dir: Path,
     *,
+    precision: str = PRECISION,
     subnet: dict[str, Any] | None = None,
     cost: dict[str, Any] | None = None,
     quality: dict[str, Any] | None = None,
@@ -64,6 +69,7 @@ def export_onnx(
     Args:
         model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.
         bundle_dir: a folder that is not there yet.
+        precision: ``fp32``, or ``int8``: weights per channel, activations quantized as they come.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
         quality: what was measured of its quality, for the manifest.
@@ -75,6 +81,8 @@ def export_onnx(
         OutputExistsError: if ``bundle_dir`` is there already.
         CheckError: if the graph does not compute what the model computes (says by how much).
     """
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
     _check_model(model)
     _check_extra_files(extra_files)
     inputs = describe_inputs(model)
@@ -83,7 +91,9 @@ def export_onnx(
         graph = trace(model, inputs, list(samples[0].outputs))
         outputs = output_specs(graph)
         path = write_graph(graph, folder)
-        parity = check_parity(path, inputs, outputs, samples, PRECISION)
+        if precision == INT8:
+            quantize_dynamic(path)
+        parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
         _copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
@@ -99,7 +109,7 @@ def export_onnx(
             outputs=outputs,
             max_sizes=inputs.max_sizes,
             parity=Parity(
-                precision=PRECISION,
+                precision=precision,
                 max_abs_diff=parity.max_abs_diff,
                 tolerance=parity.tolerance.max_abs_diff,
                 argmax_tie=parity.tolerance.argmax_tie,
@@ -109,7 +119,7 @@ def export_onnx(
             tools=tool_versions(),
             subnet=subnet,
             cost=cost,
-            quality=quality,
+            quality=_with_similarity(quality, parity),
             preprocess=preprocess,
         )
         manifest = write_manifest(folder, manifest)
@@ -119,7 +129,15 @@ def export_onnx(
         max_abs_diff=parity.max_abs_diff,
         tolerance=parity.tolerance.max_abs_diff,
         manifest=manifest,
+        similarity=parity.similarity,
     )
+
+
+def _with_similarity(quality: dict[str, Any] | None, parity: ParityResult) -> dict[str, Any] | None:
+    """Add what quantization costs to what was measured before it."""
+    if parity.similarity is None:
+        return quality
+    return {**(quality or {}), "cosine_to_fp32": asdict(parity.similarity)}
 
 
 def _check_model(model: Exportable) -> None:

@@ -68,14 +68,9 @@ def _use_constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
     before, after = node.inputs[0], node.outputs[0]
     if before is None or before.shape is None or after.shape is None:
         return
-    target = [
-        size
-        if isinstance(size, int)
-        else 0
-        if index < len(before.shape) and str(before.shape[index]) == str(size)
-        else -1
-        for index, size in enumerate(after.shape)
-    ]
+    same = [_is_known(old) and str(old) == str(new) for old, new in zip(before.shape, after.shape, strict=False)]
+    same += [False] * (len(after.shape) - len(same))
+    target = [new if isinstance(new, int) else 0 if kept else -1 for new, kept in zip(after.shape, same, strict=True)]
     if target.count(-1) > 1 or any(size == 0 for size in after.shape):
         return
     shape = _constant(graph, "shape_" + "_".join(map(str, target)), np.array(target, np.int64))
@@ -92,29 +87,41 @@ def _join_bias(graph: ir.Graph, node: ir.Node) -> None:
         if product is None or product.op_type != "MatMul" or len(value.uses()) != 1 or not _is_weight(bias, 1):
             continue
         x, weight = product.inputs
-        shape = node.outputs[0].shape
-        if not _is_weight(weight, 2) or x is None or x.shape is None or shape is None or len(x.shape) not in (2, 3):
+        if not _is_weight(weight, 2) or x is None or x.shape is None or len(x.shape) not in (2, 3):
             continue
-        if bias.shape[0] != weight.shape[1]:  # type: ignore[union-attr,index]
+        columns, width = weight.const_value.shape[1], weight.const_value.shape[0]  # type: ignore[union-attr]
+        if bias.const_value.shape[0] != columns or not all(map(_is_known, x.shape)):  # type: ignore[union-attr]
             continue
         if len(x.shape) == 2:
             _replace(graph, node, "Gemm", [x, weight, bias])
             return
-        width = weight.shape[0]  # type: ignore[union-attr,index]
         rows = ir.node("Reshape", [x, _constant(graph, f"shape_-1_{width}", np.array([-1, width], np.int64))])
         gemm = ir.node("Gemm", [rows.outputs[0], weight, bias])
-        leading = ir.node("Shape", [x], attributes={"start": 0, "end": 2})
-        columns = _constant(graph, f"shape_{shape[2]}", np.array([shape[2]], np.int64))
-        whole = ir.node("Concat", [leading.outputs[0], columns], attributes={"axis": 0})
-        for added in (rows, gemm, leading, whole):
-            graph.insert_before(node, added)
-        _replace(graph, node, "Reshape", [gemm.outputs[0], whole.outputs[0]])
+        graph.insert_before(node, [rows, gemm])
+        _replace(graph, node, "Reshape", [gemm.outputs[0], _shape_of_rows(graph, node, x, int(columns))])
         return
+
+
+def _shape_of_rows(graph: ir.Graph, node: ir.Node, x: ir.Value, width: int) -> ir.Value:
+    """Return ``(*x.shape[:2], width)``, computed once for all that have it, before the first ``node`` that needs it."""
+    assert x.shape is not None
+    key = f"shape_{x.shape[0]}_{x.shape[1]}_{width}"
+    if key not in graph.meta:
+        leading = ir.node("Shape", [x], attributes={"start": 0, "end": 2})
+        columns = _constant(graph, f"shape_{width}", np.array([width], np.int64))
+        whole = ir.node("Concat", [leading.outputs[0], columns], attributes={"axis": 0})
+        graph.insert_before(node, [leading, whole])
+        graph.meta[key] = whole.outputs[0]
+    return graph.meta[key]
 
 
 def _is_op(value: ir.Value | None, op_type: str) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == op_type
+
+
+def _is_known(size: int | ir.SymbolicDim) -> bool:
+    return isinstance(size, int) or size.value is not None
 
 
 def _is_weight(value: ir.Value | None, rank: int) -> bool:

