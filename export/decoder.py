@@ -105,11 +105,11 @@ class DecoderInputs:
 
     def further_outputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return the cache after the forward pass."""
-        cached: Cache = arguments["past_key_values"]
+        cached: GivenCache = arguments["past_key_values"]
         found = {}
         for layer in self.layers:
             key, value = (spec.name for spec in layer.specs(PRESENT, "total"))
-            found[key], found[value] = cached.layers[layer.index].keys, cached.layers[layer.index].values
+            found[key], found[value] = cached.get(layer.index)
         return found
 
 
@@ -127,12 +127,17 @@ class GivenCache(Cache):
 
     def __init__(self, cached: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
         layers = [DynamicLayer() for _ in range(max(cached) + 1)]
-        super().__init__(layers=layers)
+        super().__init__(layers=list(layers))
         self.first = min(cached)
         self.kept = set(cached)
         for index, (key, value) in cached.items():
             layers[index].lazy_initialization(key, value)
             layers[index].keys, layers[index].values = key, value
+
+    def get(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of one layer with attention."""
+        layer: Any = self.layers[index]
+        return layer.keys, layer.values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -144,9 +149,7 @@ class GivenCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were given."""
-        keys = self.layers[self.first].keys
-        assert keys is not None
-        return keys.shape[-2]
+        return self.get(self.first)[0].shape[-2]
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Return the position of the first new token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,13 @@ def quantize_dynamic(path: Path) -> None:
         raise CheckError("graphs of more than 1.5 GB of weights cannot be quantized here; cut a smaller subnet.")
     ir_version = model.ir_version
     whole = path.with_suffix(".int8")
-    quantize(path, whole, per_channel=True, weight_type=QuantType.QInt8)
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # It advises a preparation that does not take graphs of today's tracer.
+    try:
+        quantize(path, whole, per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        logger.setLevel(level)
     model = onnx.load(whole)
     whole.unlink()
     model.ir_version = ir_version

@@ -6,6 +6,7 @@ What the rules are worth was measured on ONNX Runtime's CPU kernels (docs/onnx.m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnxscript import ir
@@ -39,18 +40,23 @@ def _rotate_without_negation(graph: ir.Graph, node: ir.Node) -> None:
         return
     for index, value in enumerate(node.inputs):
         concat = value.producer() if value is not None else None
-        if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2 or len(value.uses()) != 1:
+        if value is None or concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
+            continue
+        if len(value.uses()) != 1:
             continue
         negation = concat.inputs[0].producer() if concat.inputs[0] is not None else None
         sine = node.inputs[1 - index]
         halves = [part.shape[-1] if part is not None and part.shape is not None else None for part in concat.inputs]
         if negation is None or negation.op_type != "Neg" or sine is None or not all(type(h) is int for h in halves):
             continue
+        if sine.shape is None or sine.shape[-1] != sum(halves):  # type: ignore[arg-type]
+            continue
         if concat.attributes["axis"].as_int() not in (-1, len(value.shape) - 1 if value.shape is not None else -1):
             continue
-        signs = np.concatenate([-np.ones(halves[0], np.float32), np.ones(halves[1], np.float32)])  # type: ignore[arg-type]
+        first, second = halves
+        signs = np.concatenate([-np.ones(first, np.float32), np.ones(second, np.float32)])  # type: ignore[arg-type]
         signed = ir.node("Mul", [sine, _constant(graph, f"signs_{halves[0]}_{halves[1]}", signs)])
-        signed.outputs[0].dtype, signed.outputs[0].shape = sine.dtype, sine.shape
+        signed.outputs[0].type, signed.outputs[0].shape = sine.type, sine.shape
         concat.replace_input_with(0, negation.inputs[0])
         producer = sine.producer()
         if producer is None:
@@ -84,12 +90,18 @@ def _join_bias(graph: ir.Graph, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         product = value.producer() if value is not None else None
         bias = node.inputs[1 - index]
-        if product is None or product.op_type != "MatMul" or len(value.uses()) != 1 or not _is_weight(bias, 1):
+        if value is None or product is None or product.op_type != "MatMul" or not _is_weight(bias, 1):
             continue
         x, weight = product.inputs
-        if not _is_weight(weight, 2) or x is None or x.shape is None or len(x.shape) not in (2, 3):
+        if (
+            len(value.uses()) != 1
+            or not _is_weight(weight, 2)
+            or x is None
+            or x.shape is None
+            or len(x.shape) not in (2, 3)
+        ):
             continue
-        columns, width = weight.const_value.shape[1], weight.const_value.shape[0]  # type: ignore[union-attr]
+        width, columns = weight.const_value.numpy().shape  # type: ignore[union-attr]
         if bias.const_value.shape[0] != columns or not all(map(_is_known, x.shape)):  # type: ignore[union-attr]
             continue
         if len(x.shape) == 2:
@@ -98,7 +110,7 @@ def _join_bias(graph: ir.Graph, node: ir.Node) -> None:
         rows = ir.node("Reshape", [x, _constant(graph, f"shape_-1_{width}", np.array([-1, width], np.int64))])
         gemm = ir.node("Gemm", [rows.outputs[0], weight, bias])
         graph.insert_before(node, [rows, gemm])
-        _replace(graph, node, "Reshape", [gemm.outputs[0], _shape_of_rows(graph, node, x, int(columns))])
+        _replace(graph, node, "Reshape", [gemm.outputs[0], _shape_of_rows(graph, node, x, columns)])
         return
 
 
@@ -131,9 +143,9 @@ def _is_weight(value: ir.Value | None, rank: int) -> bool:
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        graph.register_initializer(
-            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        )
+        kind: Any = ir.TensorType(tensor.dtype)
+        shape: Any = ir.Shape(array.shape)
+        graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
     return graph.initializers[name]
 
 

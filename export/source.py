@@ -75,7 +75,7 @@ def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if getattr(config, "quantization_config", None):
             raise CheckpointError(f"{folder} holds quantized weights; export the full-precision checkpoint.")
-        model, loading = (auto_class or model_class_of(folder, config)).from_pretrained(
+        loaded: Any = (auto_class or model_class_of(folder, config)).from_pretrained(
             folder,
             config=config,
             dtype="float32",
@@ -83,6 +83,7 @@ def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, loading = loaded
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
