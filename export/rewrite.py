@@ -154,8 +154,5 @@ def _replace(graph: ir.Graph, node: ir.Node, op_type: str, inputs: Sequence[ir.V
     new, old = ir.node(op_type, inputs), node.outputs[0]
     new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = old.name, old.shape, old.type
     graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(old, new.outputs[0])
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new.outputs[0]
+    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
     graph.remove(node, safe=True)
