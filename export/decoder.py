@@ -168,14 +168,15 @@ def cached_layers(model: PreTrainedModel) -> tuple[CachedLayer, ...]:
         return ()
     if not family.generates or model.get_output_embeddings() is None:
         return ()
-    dims, head_dim = family.dims(model.config), family.head_dim(model.config)
+    dims = family.dims(model.config)
     layers = family.find_layers(model)[1]
     attention = family.head_output.partition(".")[0]
     found: list[CachedLayer] = []
     for index, layer in enumerate(layers):
-        if isinstance(layer.get_submodule(attention), SkippedModule):
+        module: Any = layer.get_submodule(attention)
+        if isinstance(module, SkippedModule):
             continue
         output: Any = layer.get_submodule(family.head_output)
-        heads = num_inputs(output) // head_dim // dims.heads_per_group
-        found.append(CachedLayer(index, heads, head_dim, head_dim))
+        heads = num_inputs(output) // module.head_dim // dims.heads_per_group
+        found.append(CachedLayer(index, heads, module.head_dim, module.head_dim))
     return tuple(found)
