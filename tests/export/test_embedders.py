@@ -11,8 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import BertForMaskedLM
+from typer.testing import CliRunner
 
 from elastic.checkpoint import CheckpointRecord, copy_companions, save_checkpoint
+from elastic.cli.app import app
 from elastic.errors import CheckpointError
 from elastic.export import export_onnx, read_source, run_bundle, verify_bundle
 from elastic.extraction import extract
@@ -143,3 +145,19 @@ def test_a_stock_checkpoint_whose_head_is_missing_is_refused(embedder, tmp_path)
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(CheckpointError, match="'classifier.bias' is missing"):
         read_source(folder)
+
+
+def test_the_commands_of_an_embedder(embedder, tmp_path):
+    def elastic(*arguments):
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    bundle, output = tmp_path / "bundle", tmp_path / "out.npz"
+    done = elastic("export", embedder, "--to", "onnx", "--embedding-dim", 16, "-o", bundle)
+    assert done.exit_code == 0, done.stderr
+    (tmp_path / "texts.txt").write_text("the cat\nthe dog runs\n")
+    done = elastic("run", bundle, "--input", tmp_path / "texts.txt", "-o", output, "--json")
+    assert json.loads(done.stdout)["outputs"] == {"sentence_embedding": [2, 16]}
+    assert np.allclose(np.linalg.norm(np.load(output)["sentence_embedding"], axis=1), 1)
+    done = elastic("run", bundle, "--input", tmp_path / "texts.txt", "-o", tmp_path / "more.npz", "--max-new-tokens", 3)
+    assert done.exit_code == 2
+    assert "is no decoder with a key-value cache" in done.stderr
