@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import bench_bundle, compare_latency, read_bundle, run_bundle, verify_bundle
+    from .embedder import Embedder
     from .onnx import ExportReport, export_onnx
     from .runtime.bench import BenchReport, ComparisonReport
     from .runtime.manifest import Manifest
     from .runtime.verify import VerifyReport
+    from .source import Source, read_source
 
 _HOMES = {
     "BenchReport": ".runtime.bench",
     "ComparisonReport": ".runtime.bench",
+    "Embedder": ".embedder",
     "ExportReport": ".onnx",
     "Manifest": ".runtime.manifest",
+    "Source": ".source",
     "VerifyReport": ".runtime.verify",
     "bench_bundle": ".bundle",
     "compare_latency": ".bundle",
     "export_onnx": ".onnx",
     "read_bundle": ".bundle",
+    "read_source": ".source",
     "run_bundle": ".bundle",
     "verify_bundle": ".bundle",
 }
@@ -30,13 +35,16 @@ _HOMES = {
 __all__ = [
     "BenchReport",
     "ComparisonReport",
+    "Embedder",
     "ExportReport",
     "Manifest",
+    "Source",
     "VerifyReport",
     "bench_bundle",
     "compare_latency",
     "export_onnx",
     "read_bundle",
+    "read_source",
     "run_bundle",
     "verify_bundle",
 ]

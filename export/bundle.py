@@ -53,6 +53,7 @@ def bench_bundle(
     *,
     batch: int = 1,
     sequence: int | None = None,
+    past: int = 0,
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
@@ -64,7 +65,9 @@ def bench_bundle(
         CheckError: if its graph is not the exported one.
     """
     with _elastic_errors():
-        return bench.bench(Path(path), batch=batch, sequence=sequence, threads=threads, warmup=warmup, rounds=rounds)
+        return bench.bench(
+            Path(path), batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
+        )
 
 
 def compare_latency(
@@ -72,6 +75,7 @@ def compare_latency(
     *,
     batch: int = 1,
     sequence: int | None = None,
+    past: int = 0,
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
@@ -87,6 +91,7 @@ def compare_latency(
             [Path(path) for path in paths],
             batch=batch,
             sequence=sequence,
+            past=past,
             threads=threads,
             warmup=warmup,
             rounds=rounds,
@@ -99,12 +104,15 @@ def run_bundle(
     output_file: str | os.PathLike[str],
     *,
     threads: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> RunReport:
-    """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, and write its outputs as ``.npz``.
+    """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt``, and write an ``.npz``.
+
+    With ``max_new_tokens``, a decoder continues them.
 
     Raises:
         CheckpointError: if the inputs do not fit, or the output file is there already.
         CheckError: if its graph is not the exported one.
     """
     with _elastic_errors():
-        return run.run(Path(path), Path(input_file), Path(output_file), threads=threads)
+        return run.run(Path(path), Path(input_file), Path(output_file), threads=threads, max_new_tokens=max_new_tokens)

@@ -13,19 +13,24 @@ import onnx
 import torch
 from onnxscript import ir
 from torch import nn
-from transformers import PreTrainedModel
 
 from elastic.errors import CheckError, CheckpointError
 
+from .attention import traceable_attention
+from .embedder import Exportable, body_of
 from .inputs import ModelInputs, forward_outputs
+from .rewrite import rewrite
 from .runtime.manifest import TensorSpec
 
-OPSET = 18
+OPSET = 20
 IR_VERSION = 10
 """What ONNX Runtime 1.23, the last one for the Python of JetPack 6, still reads."""
 
 SINGLE_FILE_LIMIT = 1_500_000_000
 """Bytes of weights that go inside the graph's file; protobuf ends at 2 GB."""
+
+SUMS = {"past + sequence": "total", "sequence + past": "total"}
+"""Sizes that the tracer derives, and what they are called here."""
 
 GRAPH_NAME = "model.onnx"
 WEIGHTS_NAME = f"{GRAPH_NAME}.data"
@@ -34,7 +39,7 @@ WEIGHTS_NAME = f"{GRAPH_NAME}.data"
 class _Positional(nn.Module):
     """The model with tensors in and tensors out: what the tracer understands."""
 
-    def __init__(self, model: PreTrainedModel, inputs: ModelInputs) -> None:
+    def __init__(self, model: Exportable, inputs: ModelInputs) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
@@ -44,7 +49,7 @@ class _Positional(nn.Module):
         return tuple(forward_outputs(self.model, self.inputs, dict(zip(names, tensors, strict=True))).values())
 
 
-def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
+def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
     """Trace a model that is in evaluation mode into a clean graph.
 
     Raises:
@@ -52,11 +57,10 @@ def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[st
         CheckError: if the graph is not what was asked for.
     """
     # Two padded rows: a mask of ones would vanish from the graph, and a batch of 1 would become a constant.
-    sample = inputs.sample({"batch": 2, "sequence": 6}, seed=0)
+    sample = inputs.sample({"batch": 2, "sequence": 6, "past": 3, "total": 9}, seed=0)
     tensors = tuple(torch.from_numpy(array).to(model.device) for array in sample.values())
-    free = {name: torch.export.Dim(name) for spec in inputs.specs for name in spec.shape if isinstance(name, str)}
-    dynamic = tuple({i: free[n] for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
-    with _eager_attention(model), _quiet():
+    dynamic = tuple({i: n for i, n in enumerate(spec.shape) if isinstance(n, str)} for spec in inputs.specs)
+    with traceable_attention(body_of(model)), _quiet():
         try:
             program = torch.onnx.export(
                 _Positional(model, inputs).eval(),
@@ -71,9 +75,12 @@ def trace(model: PreTrainedModel, inputs: ModelInputs, output_names: Sequence[st
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
             reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise CheckpointError(f"{type(model).__name__} cannot be traced into an ONNX graph: {reason}") from error
+            raise CheckpointError(
+                f"{type(body_of(model)).__name__} cannot be traced into an ONNX graph: {reason}"
+            ) from error
     assert program is not None
     graph = program.model
+    rewrite(graph)
     _clean(graph)
     check_graph(graph, inputs, output_names)
     return graph
@@ -157,26 +164,18 @@ def _clean(model: ir.Model) -> None:
             value.metadata_props.clear()
             if not value.is_graph_output():
                 value.type, value.shape = None, None
+    for value in [*graph.inputs, *graph.outputs]:
+        if value.shape is not None:
+            value.shape = ir.Shape([SUMS.get(str(dim), dim) for dim in value.shape])
     for value in [*graph.inputs, *graph.initializers.values()]:
         value.doc_string = None
         value.metadata_props.clear()
     for value in list(graph.initializers.values()):
         assert value.name is not None
         value.type, value.shape = None, None
-        value.name = value.name.removeprefix("model.")
+        value.name = value.name.removeprefix("model.").removeprefix("transformer.")
         if value.const_value is not None:
             value.const_value.name = value.name
-
-
-@contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention as plain MatMul and Softmax: the other implementations add guards against rows without any token."""
-    previous = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(previous)
 
 
 @contextmanager

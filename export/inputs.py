@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from elastic.errors import CheckpointError
 from elastic.families import dense_shape, max_tokens
 
+from .decoder import DecoderInputs, cached_layers
+from .embedder import OUTPUT_NAME as EMBEDDING_NAME
+from .embedder import Embedder, Exportable, body_of
 from .runtime.manifest import TensorSpec
 
 Array = np.ndarray[Any, Any]
 
-OUTPUT_NAMES = ("logits", "last_hidden_state", "pooler_output")
+OUTPUT_NAMES = ("logits", "start_logits", "end_logits", EMBEDDING_NAME, "last_hidden_state", "pooler_output")
 """The outputs that a graph may have. A model with logits returns these alone."""
 
 
@@ -39,11 +41,6 @@ class DenseInputs:
         """Upper limits of the free dimensions."""
         return {}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Further arguments of the model's forward pass."""
-        return {}
-
     def parity_sizes(self) -> list[dict[str, int]]:
         """Return the sizes at which graph and model are compared."""
         return [{"batch": batch} for batch in (1, 3, 4)]
@@ -52,6 +49,14 @@ class DenseInputs:
         """Draw inputs of these sizes."""
         shape = (sizes["batch"], *self.shape)
         return {self.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
+        return dict(tensors)
+
+    def further_outputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the forward pass left in its arguments."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,6 @@ class TextInputs:
         """Upper limits of the free dimensions."""
         return {} if self.max_length is None else {"sequence": self.max_length}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Further arguments of the model's forward pass."""
-        return {"use_cache": False} if self.has_cache else {}
-
     def parity_sizes(self) -> list[dict[str, int]]:
         """Return the sizes at which graph and model are compared."""
         limit = self.max_length or 128
@@ -93,53 +93,68 @@ class TextInputs:
         mask = (np.arange(sequence) < lengths[:, None]).astype(np.int64)
         return {"input_ids": np.where(mask == 1, ids, self.pad_id), "attention_mask": mask}
 
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
+        return {**tensors, "use_cache": False} if self.has_cache else dict(tensors)
 
-ModelInputs = DenseInputs | TextInputs
+    def further_outputs(self, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the forward pass left in its arguments."""
+        return {}
 
 
-def describe_inputs(model: PreTrainedModel) -> ModelInputs:
+ModelInputs = DenseInputs | TextInputs | DecoderInputs
+
+
+def describe_inputs(model: Exportable) -> ModelInputs:
     """Return the inputs that a model is exported with.
 
     Raises:
         CheckpointError: if the model takes neither an image, a spectrogram nor a text, or has both an encoder and
             a decoder.
     """
-    config, main_input = model.config, model.main_input_name
+    body = body_of(model)
+    config, main_input = body.config, body.main_input_name
     # Whisper's configuration is that of an encoder and a decoder, and its audio classifier has the first alone.
     dense = dense_shape(config)
-    if dense is not None and dense[0] in inspect.signature(model.forward).parameters:
+    if dense is not None and dense[0] in inspect.signature(body.forward).parameters:
         return DenseInputs(*dense)
     if main_input == "input_ids" and hasattr(config, "vocab_size") and not config.is_encoder_decoder:
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(body.forward).parameters
+        limits = [max_tokens(config), model.max_length if isinstance(model, Embedder) else None]
+        pad_id = getattr(config, "pad_token_id", None) or 0
+        max_length = min((limit for limit in limits if limit is not None), default=None)
+        if layers := cached_layers(body):
+            return DecoderInputs(config.vocab_size, pad_id, max_length, layers)
         return TextInputs(
             vocab_size=config.vocab_size,
-            pad_id=getattr(config, "pad_token_id", None) or 0,
-            max_length=max_tokens(config),
+            pad_id=pad_id,
+            max_length=max_length,
             has_cache="use_cache" in parameters and getattr(config, "use_cache", False),
         )
     takes = f"'{main_input}'" + (" for an encoder and a decoder" if config.is_encoder_decoder else "")
     raise CheckpointError(
-        f"{type(model).__name__} cannot be exported: graphs take one image, one spectrogram or one text ('input_ids'), "
+        f"{type(body).__name__} cannot be exported: graphs take one image, one spectrogram or one text ('input_ids'), "
         f"and this model of type '{config.model_type}' takes {takes}."
     )
 
 
 def forward_outputs(
-    model: PreTrainedModel, inputs: ModelInputs, tensors: Mapping[str, torch.Tensor]
+    model: Exportable, inputs: ModelInputs, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Run the model without gradients and return the outputs that a graph has.
 
     Raises:
         CheckpointError: if the model returns none of them.
     """
+    arguments = inputs.arguments(tensors)
     with torch.no_grad():
-        returned = model(**tensors, **inputs.options, return_dict=True)
+        returned = model(**arguments, return_dict=True)
     found = {name: returned[name] for name in OUTPUT_NAMES if returned.get(name) is not None}
-    if "logits" in found:
-        found = {"logits": found["logits"]}
+    if logits := {name: tensor for name, tensor in found.items() if name.endswith("logits")}:
+        found = logits
     if not found:
         raise CheckpointError(
             f"{type(model).__name__} cannot be exported: it returns {', '.join(returned)}, and graphs return "
             f"{' or '.join(OUTPUT_NAMES[:2])}."
         )
-    return found
+    return {**found, **inputs.further_outputs(arguments)}

@@ -5,24 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from elastic.errors import CheckpointError
+from elastic.errors import CheckpointError, did_you_mean
 from elastic.folder import new_folder
 
+from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
 from .inputs import describe_inputs
 from .manifest import tool_versions, write_manifest
-from .parity import check_parity, reference_samples, samples_to_keep
+from .parity import INT8, ParityResult, check_parity, reference_samples, samples_to_keep
+from .quantize import Similarity, quantize_dynamic
 from .runtime.manifest import MANIFEST_NAME, Manifest, Parity
 from .runtime.samples import write_samples
 
 PRECISION = "fp32"
+PRECISIONS = (PRECISION, INT8)
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
 
@@ -38,12 +41,15 @@ class ExportReport:
     """The largest difference to PyTorch that was seen."""
     tolerance: float
     manifest: Manifest
+    similarity: Similarity | None = None
+    """Of a quantized graph's outputs to the model's."""
 
 
 def export_onnx(
-    model: PreTrainedModel,
+    model: Exportable,
     bundle_dir: Path,
     *,
+    precision: str = PRECISION,
     subnet: dict[str, Any] | None = None,
     cost: dict[str, Any] | None = None,
     quality: dict[str, Any] | None = None,
@@ -56,12 +62,14 @@ def export_onnx(
     ONNX Runtime and agrees with PyTorch at several sizes; otherwise nothing is written. The model
     comes back in the mode, and with the attention implementation, that it had.
 
-    Decoders return the logits of the whole text and use no key-value cache: good for scoring, slow
-    for generating, where each new token runs the whole text again.
+    Decoders take and return a key-value cache: one graph runs a prompt, and then one token after
+    another, with one copy of the weights. Where layers have different heads, so have their caches,
+    and layers without attention have none. Embedders return ``sentence_embedding``.
 
     Args:
-        model: a model with float32 weights: stock, or extracted from a universal model.
+        model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.
         bundle_dir: a folder that is not there yet.
+        precision: ``fp32``, or ``int8``: weights per channel, activations quantized as they come.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
         quality: what was measured of its quality, for the manifest.
@@ -73,6 +81,8 @@ def export_onnx(
         OutputExistsError: if ``bundle_dir`` is there already.
         CheckError: if the graph does not compute what the model computes (says by how much).
     """
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
     _check_model(model)
     _check_extra_files(extra_files)
     inputs = describe_inputs(model)
@@ -81,7 +91,9 @@ def export_onnx(
         graph = trace(model, inputs, list(samples[0].outputs))
         outputs = output_specs(graph)
         path = write_graph(graph, folder)
-        parity = check_parity(path, inputs, outputs, samples, PRECISION)
+        if precision == INT8:
+            quantize_dynamic(path)
+        parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
         _copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
@@ -90,14 +102,14 @@ def export_onnx(
             kind="onnx",
             graph=GRAPH_NAME,
             model_type=model.config.model_type,
-            architecture=type(model).__name__,
+            architecture=type(body_of(model)).__name__,
             opset=OPSET,
             ir_version=IR_VERSION,
             inputs=inputs.specs,
             outputs=outputs,
             max_sizes=inputs.max_sizes,
             parity=Parity(
-                precision=PRECISION,
+                precision=precision,
                 max_abs_diff=parity.max_abs_diff,
                 tolerance=parity.tolerance.max_abs_diff,
                 argmax_tie=parity.tolerance.argmax_tie,
@@ -107,7 +119,7 @@ def export_onnx(
             tools=tool_versions(),
             subnet=subnet,
             cost=cost,
-            quality=quality,
+            quality=_with_similarity(quality, parity),
             preprocess=preprocess,
         )
         manifest = write_manifest(folder, manifest)
@@ -117,17 +129,25 @@ def export_onnx(
         max_abs_diff=parity.max_abs_diff,
         tolerance=parity.tolerance.max_abs_diff,
         manifest=manifest,
+        similarity=parity.similarity,
     )
 
 
-def _check_model(model: PreTrainedModel) -> None:
-    if hasattr(model, "_elastic"):
-        raise CheckpointError(
-            f"this {type(model).__name__} is a universal model, which holds many subnets; extract one of them first "
-            "(`elastic extract`), and export that."
-        )
-    if not isinstance(model, PreTrainedModel):
+def _with_similarity(quality: dict[str, Any] | None, parity: ParityResult) -> dict[str, Any] | None:
+    """Add what quantization costs to what was measured before it."""
+    if parity.similarity is None:
+        return quality
+    return {**(quality or {}), "cosine_to_fp32": asdict(parity.similarity)}
+
+
+def _check_model(model: Exportable) -> None:
+    if not isinstance(model, (PreTrainedModel, Embedder)):
         raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
+    if hasattr(body_of(model), "_elastic"):
+        raise CheckpointError(
+            f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them "
+            "first (`elastic extract`), and export that."
+        )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise CheckpointError(
@@ -153,7 +173,7 @@ def _copy_runtime(folder: Path) -> None:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: Exportable) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards into the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)

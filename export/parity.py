@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from elastic.errors import CheckError, CheckpointError
 
+from .embedder import Exportable
 from .inputs import ModelInputs, forward_outputs
+from .quantize import MIN_COSINE, Similarity, row_cosines
 from .runtime.compare import Difference, compare
 from .runtime.manifest import TensorSpec
 from .runtime.samples import Sample
@@ -29,8 +30,9 @@ class Tolerance:
 
 
 TOLERANCES = {"fp32": Tolerance(max_abs_diff=1e-4, argmax_tie=1e-5)}
-"""By precision. Measured in fp32: about 1e-6; a wrong mask or a lost bias costs 1e-2 and more."""
+"""By precision; int8 is judged by cosines. Measured in fp32: about 1e-6; a wrong mask or a lost bias costs 1e-2."""
 
+INT8 = "int8"
 
 MAX_SAMPLE_BYTES = 16_000_000
 
@@ -42,9 +44,11 @@ class ParityResult:
     max_abs_diff: float
     tolerance: Tolerance
     sizes: tuple[dict[str, int], ...]
+    similarity: Similarity | None = None
+    """Of a quantized graph to the model."""
 
 
-def reference_samples(model: PreTrainedModel, inputs: ModelInputs) -> tuple[Sample, ...]:
+def reference_samples(model: Exportable, inputs: ModelInputs) -> tuple[Sample, ...]:
     """Run the model as it is, with its own attention implementation, at every size that is to be compared.
 
     Raises:
@@ -80,9 +84,10 @@ def check_parity(
     Raises:
         CheckError: if an output differs by more than the tolerance of the precision (says by how much, and where).
     """
-    tolerance = TOLERANCES[precision]
+    tolerance = TOLERANCES.get(precision)
     session = open_graph(graph)
     differences: list[Difference] = []
+    cosines = []
     for sample, sizes in zip(samples, inputs.parity_sizes(), strict=True):
         try:
             actual = session.run([spec.name for spec in outputs], sample.inputs)
@@ -92,8 +97,30 @@ def check_parity(
         mask = sample.inputs.get("attention_mask")
         for spec, array in zip(outputs, actual, strict=True):
             differences.append(compare(spec, sample.outputs[spec.name], array, mask, sizes))
+            cosines.append(row_cosines(spec, sample.outputs[spec.name], array, mask))
     worst = max(differences, key=lambda difference: difference.max_abs_diff)
+    if tolerance is None:
+        similarity = _similarity(cosines, precision)
+        # What this machine saw, and as much again for the integer kernels of another one.
+        tolerance = Tolerance(2 * worst.max_abs_diff, None)
+        return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()), similarity)
     for difference in (worst, *differences):
         if failure := difference.failure(tolerance.max_abs_diff, tolerance.argmax_tie):
             raise CheckError(f"the exported {precision} graph does not compute what the model computes: {failure}.")
     return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()))
+
+
+def _similarity(cosines: Sequence[np.ndarray], precision: str) -> Similarity:
+    """Return how alike outputs are, over all rows.
+
+    Raises:
+        CheckError: if they are less alike than a graph of this precision may be.
+    """
+    rows = np.concatenate(cosines)
+    similarity = Similarity(mean=float(rows.mean()), min=float(rows.min()))
+    if not similarity.mean >= MIN_COSINE:
+        raise CheckError(
+            f"the {precision} graph's outputs have a cosine of {similarity.mean:.4f} to the model's, and {MIN_COSINE} "
+            "is needed; export this model with --precision fp32."
+        )
+    return similarity

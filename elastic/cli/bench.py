@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples of one call.")] = 1,
     sequence: Annotated[int | None, typer.Option(min=1, help="Tokens of one example, for texts.")] = None,
+    past: Annotated[int, typer.Option(min=0, help="Tokens that a decoder has cached.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
     as_json: Json = False,
@@ -27,9 +28,14 @@ def bench(
     """Measure the latency of a bundle on this machine, alone or in turns with another."""
     from elastic.export import bench_bundle, compare_latency
 
+    settings: dict[str, Any] = {
+        "batch": batch,
+        "sequence": sequence,
+        "past": past,
+        "threads": threads,
+        "rounds": rounds,
+    }
     if against is None:
-        alone = bench_bundle(bundle, batch=batch, sequence=sequence, threads=threads, rounds=rounds)
-        print_report(alone, as_json)
-        return
-    turns = compare_latency([bundle, against], batch=batch, sequence=sequence, threads=threads, rounds=rounds)
-    print_report(turns, as_json)
+        print_report(bench_bundle(bundle, **settings), as_json)
+    else:
+        print_report(compare_latency([bundle, against], **settings), as_json)

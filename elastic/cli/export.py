@@ -1,4 +1,4 @@
-"""`elastic export`: an extracted checkpoint becomes a bundle for a device."""
+"""`elastic export`: a checkpoint becomes a bundle for a device."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ import typer
 
 from elastic.cli.options import Json, Output
 from elastic.cli.output import note, print_json, reported
-from elastic.errors import CheckpointError, ElasticError, did_you_mean
+from elastic.errors import ElasticError, did_you_mean
 
 TARGETS = ("onnx",)
-_DATA_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 
 
 @reported
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `elastic extract` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint: extracted, stock, or an embedder.")],
     output: Output,
     to: Annotated[str, typer.Option("--to", help="Target format: onnx.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, or int8 (for CPUs).")] = "fp32",
+    embedding_dim: Annotated[
+        int | None, typer.Option(min=1, help="Embedders: return only so many leading dimensions.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export an extracted model to ONNX, and prove it equal on ONNX Runtime."""
+    """Export a model to ONNX, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
-    from elastic.checkpoint import load, read_record
-    from elastic.export import export_onnx
+    from elastic.export import export_onnx, read_source
     from elastic.folder import check_output
 
     check_output(output)
-    record = read_record(folder)
-    if record.kind != "extracted":
-        raise CheckpointError(
-            f"{folder} is a universal model; cut a subnet first: elastic extract {folder} --flops 50%."
-        )
-    report = export_onnx(
-        load(folder),
-        output,
-        subnet=record.subnet,
-        cost=record.cost,
-        quality=record.test_quality or record.quality,
-        preprocess=record.training.get("preprocess"),
-        extra_files=[folder / name for name in _DATA_FILES if (folder / name).is_file()],
-    )
+    source = read_source(folder, embedding_dim=embedding_dim)
+    report = export_onnx(source.model, output, precision=precision, **source.details)
     if as_json:
-        print_json({"output": str(output), "max_abs_diff": report.max_abs_diff, "tolerance": report.tolerance})
+        print_json(
+            {
+                "output": str(output),
+                "max_abs_diff": report.max_abs_diff,
+                "tolerance": report.tolerance,
+                "quality": report.manifest.quality,
+            }
+        )
         return
     typer.echo(f"Wrote {output}: ONNX and PyTorch differ by {report.max_abs_diff:.1e} at most.")
+    if report.similarity is not None:
+        typer.echo(
+            f"Cosine of int8 outputs to float32: {report.similarity.mean:.4f} (lowest {report.similarity.min:.4f})."
+        )
     note(f"Next: elastic verify {output}; elastic bench {output}")

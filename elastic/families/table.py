@@ -46,7 +46,7 @@ def _cells(family: Family) -> tuple[str, ...]:
         "yes",
         _stock_loading(family),
         "yes, with cache" if family.generates else "",
-        "yes, without cache" if family.generates else "yes",
+        "yes, with cache" if family.generates else "yes",
     )
 
 

@@ -34,8 +34,11 @@ def _run_command(options: argparse.Namespace) -> Report:
     if options.command == "verify":
         return verify(options.bundle, threads=options.threads)
     if options.command == "run":
-        return run(options.bundle, options.input, options.output, threads=options.threads)
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("batch", "sequence", "warmup", "rounds")}
+        new = options.max_new_tokens
+        return run(options.bundle, options.input, options.output, threads=options.threads, max_new_tokens=new)
+    settings: dict[str, Any] = {
+        name: getattr(options, name) for name in ("batch", "sequence", "past", "warmup", "rounds")
+    }
     settings["threads"] = options.threads or 1
     if options.against:
         return compare_latency([options.bundle, options.against], **settings)
@@ -51,7 +54,7 @@ def describe(report: Report) -> str:
         )
     if isinstance(report, RunReport):
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in report.outputs.items())
-        return f"{report.output_file}: {shapes}"
+        return "\n".join([*report.texts, f"{report.output_file}: {shapes}"])
     if isinstance(report, ComparisonReport):
         pairs = zip(report.bundles, report.ratios, strict=True)
         return "\n".join(f"{describe(bundle)}; ratio {ratio:.3f}" for bundle, ratio in pairs)
@@ -73,11 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     latency = commands.add_parser("bench", parents=[common], help="measure the latency")
     latency.add_argument("--batch", type=int, default=1)
     latency.add_argument("--sequence", type=int, help="tokens of a text (default: 128, or what the model takes)")
+    latency.add_argument("--past", type=int, default=0, help="tokens that a decoder has cached (default: 0)")
     latency.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
     latency.add_argument("--rounds", type=int, default=50)
     latency.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle to take turns with")
-    inference = commands.add_parser("run", parents=[common], help="run the model on arrays")
-    inference.add_argument("--input", type=Path, required=True, help=".npz with the inputs, or .npy with the first one")
+    inference = commands.add_parser("run", parents=[common], help="run the model on arrays or texts")
+    inference.add_argument(
+        "--input", type=Path, required=True, help=".npz with the inputs, .npy with the first one, or .txt with texts"
+    )
+    inference.add_argument("--max-new-tokens", type=int, metavar="N", help="decoders: continue the inputs by N tokens")
     inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
     return parser
 

@@ -43,7 +43,14 @@ class ComparisonReport:
 
 
 def bench(
-    folder: Path, *, batch: int = 1, sequence: int | None = None, threads: int = 1, warmup: int = 5, rounds: int = 50
+    folder: Path,
+    *,
+    batch: int = 1,
+    sequence: int | None = None,
+    past: int = 0,
+    threads: int = 1,
+    warmup: int = 5,
+    rounds: int = 50,
 ) -> BenchReport:
     """Measure the latency of one bundle.
 
@@ -51,7 +58,7 @@ def bench(
         BundleError: if the bundle cannot be run at these sizes.
     """
     return compare_latency(
-        [folder], batch=batch, sequence=sequence, threads=threads, warmup=warmup, rounds=rounds
+        [folder], batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
     ).bundles[0]
 
 
@@ -60,6 +67,7 @@ def compare_latency(
     *,
     batch: int = 1,
     sequence: int | None = None,
+    past: int = 0,
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
@@ -68,6 +76,7 @@ def compare_latency(
 
     Each round runs every bundle once; the order turns around from round to round. Without
     ``sequence``, texts have 128 tokens, or as many as the model takes.
+    ``past`` is how many tokens a decoder has cached.
 
     Raises:
         BundleError: if a bundle cannot be run at these sizes.
@@ -77,7 +86,7 @@ def compare_latency(
     if rounds < 1 or warmup < 0:
         raise BundleError(f"rounds must be 1 or more and warm-up 0 or more, not {rounds} and {warmup}.")
     bundles = [Bundle.open(folder, threads=threads) for folder in folders]
-    feeds = [_make_inputs(bundle, batch, sequence) for bundle in bundles]
+    feeds = [_make_inputs(bundle, batch, sequence, past) for bundle in bundles]
     milliseconds = np.zeros((rounds, len(bundles)))
     turn = list(range(len(bundles)))
     for number in range(-warmup, rounds):
@@ -96,7 +105,7 @@ def compare_latency(
     return ComparisonReport(tuple(reports), tuple(float(ratio) for ratio in ratios))
 
 
-def _make_inputs(bundle: Bundle, batch: int, sequence: int | None) -> dict[str, np.ndarray[Any, Any]]:
+def _make_inputs(bundle: Bundle, batch: int, sequence: int | None, past: int) -> dict[str, np.ndarray[Any, Any]]:
     """Repeat a parity sample to the wanted sizes; nothing is padded."""
     free = {dim for spec in bundle.manifest.inputs for dim in spec.shape if isinstance(dim, str)}
     sizes = {"batch": batch}
@@ -105,6 +114,10 @@ def _make_inputs(bundle: Bundle, batch: int, sequence: int | None) -> dict[str, 
         sizes["sequence"] = min(limit, DEFAULT_SEQUENCE) if sequence is None else sequence
     elif sequence is not None:
         raise BundleError(f"the bundle '{bundle.folder}' has no sequence dimension; leave the sequence length out.")
+    if "past" in free:
+        sizes |= {"past": past, "total": past + sizes["sequence"]}
+    elif past:
+        raise BundleError(f"the bundle '{bundle.folder}' has no key-value cache; leave the cached tokens out.")
     bundle.check_sizes(sizes)
     sample = read_samples(bundle.folder / bundle.manifest.parity.samples)[0].inputs
     inputs = {}
@@ -113,5 +126,8 @@ def _make_inputs(bundle: Bundle, batch: int, sequence: int | None) -> dict[str, 
         if spec.name == "attention_mask":
             inputs[spec.name] = np.ones(shape, dtype=spec.dtype)
         else:
-            inputs[spec.name] = np.resize(sample[spec.name], shape)
+            # A cache of length 0 has nothing to repeat.
+            inputs[spec.name] = (
+                np.resize(sample[spec.name], shape) if sample[spec.name].size else np.zeros(shape, spec.dtype)
+            )
     return inputs

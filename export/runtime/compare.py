@@ -42,13 +42,22 @@ def compare(spec: TensorSpec, expected: Array, actual: Array, mask: Array | None
     """Compare one output; positions that the attention mask leaves out mean nothing and are not compared."""
     if expected.shape != actual.shape:
         return Difference(spec.name, sizes, math.inf, math.inf)
-    if mask is not None and spec.has_sequence:
-        expected, actual = expected[mask.astype(bool)], actual[mask.astype(bool)]
+    if mask is not None:
+        expected, actual = unmasked(spec, expected, mask), unmasked(spec, actual, mask)
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
     largest = float(np.max(np.abs(expected - actual), initial=0.0))
     if math.isnan(largest):
         return Difference(spec.name, sizes, math.inf, math.inf)
     return Difference(spec.name, sizes, largest, _argmax_gap(expected, actual) if spec.name == "logits" else 0.0)
+
+
+def unmasked(spec: TensorSpec, array: Array, mask: Array) -> Array:
+    """Return the positions that the mask leaves in: the new ones of a sequence, or all that are cached."""
+    if spec.has_sequence:
+        return array[mask[:, -array.shape[1] :].astype(bool)]
+    if "total" in spec.shape:
+        return np.moveaxis(array, spec.shape.index("total"), 1)[mask.astype(bool)]
+    return array
 
 
 def _argmax_gap(expected: Array, actual: Array) -> float:

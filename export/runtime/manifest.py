@@ -14,6 +14,10 @@ from .errors import BundleError, VerificationError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 KINDS = ("onnx",)
+PAST, PRESENT = "past_key_values", "present"
+"""How the names of the cached keys and values begin: as inputs, and as outputs."""
+MAY_BE_ZERO = ("past",)
+"""Free dimensions that may be 0: nothing is cached before the first token."""
 DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
 
 

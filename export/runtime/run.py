@@ -1,4 +1,4 @@
-"""Runs a bundle on arrays from a file."""
+"""Runs a bundle on arrays, or texts, from a file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError
-from .manifest import Manifest
+from .generate import empty_cache, generate, has_cache, pad_left
+from .manifest import PAST, PRESENT, Manifest
 from .samples import load_arrays, save_arrays
 from .session import Bundle
+from .texts import SUFFIX, open_tokenizer, read_texts, tokenize
+
+BATCH = 32
+"""Texts that run together."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,25 @@ class RunReport:
     outputs: dict[str, list[int]]
     """The shape of every output."""
     output_file: str
+    texts: tuple[str, ...] = ()
+    """What was generated, where texts were given."""
 
 
-def run(folder: Path, input_file: Path, output_file: Path, *, threads: int | None = None) -> RunReport:
+def run(
+    folder: Path,
+    input_file: Path,
+    output_file: Path,
+    *,
+    threads: int | None = None,
+    max_new_tokens: int | None = None,
+) -> RunReport:
     """Run a bundle on the arrays of an ``.npz`` file (or one ``.npy``: its first input), and write an ``.npz`` file.
 
+    A ``.txt`` file holds one text on each line.
+
     Integers and floats are converted where nothing is lost; a missing ``attention_mask`` means that
-    nothing is padded.
+    nothing is padded, and without cached keys and values nothing is cached. With ``max_new_tokens``, a decoder
+    continues the inputs; the new tokens are written as ``generated_ids``.
 
     Raises:
         BundleError: if the inputs do not fit, or the output file is there already.
@@ -41,16 +58,37 @@ def run(folder: Path, input_file: Path, output_file: Path, *, threads: int | Non
     if os.path.lexists(output_file):
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
     bundle = Bundle.open(folder, threads=threads)
-    inputs = prepare_inputs(bundle.manifest, load_arrays(input_file))
+    texts = input_file.suffix == SUFFIX
+    arrays = tokenize(folder, bundle.manifest, read_texts(input_file)) if texts else load_arrays(input_file)
+    inputs = prepare_inputs(bundle.manifest, arrays)
     sizes = bundle.sizes(inputs)
-    outputs = bundle.run(inputs)
+    generated: tuple[str, ...] = ()
+    if max_new_tokens is not None:
+        new = _continue(bundle, inputs, max_new_tokens)
+        outputs = {"generated_ids": new}
+        if texts:
+            generated = tuple(open_tokenizer(folder, bundle.manifest).decode_batch(new.tolist()))
+    else:
+        outputs = _run_texts(bundle, inputs) if texts else bundle.run(inputs)
+        if not any(name.startswith(f"{PAST}.") for name in arrays):
+            outputs = {name: array for name, array in outputs.items() if not name.startswith(f"{PRESENT}.")}
     _write(output_file, outputs)
     return RunReport(
         bundle=str(folder),
         sizes=sizes,
         outputs={name: list(array.shape) for name, array in outputs.items()},
         output_file=str(output_file),
+        texts=generated,
     )
+
+
+def _continue(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]], max_new_tokens: int) -> np.ndarray[Any, Any]:
+    settings = (bundle.manifest.preprocess or {}).get("generation") or {}
+    if "input_ids" not in inputs:
+        raise BundleError(f"the bundle '{bundle.folder}' takes no text, so it cannot generate.")
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ids, mask = pad_left([row[kept == 1].tolist() for row, kept in rows])
+    return generate(bundle, ids, mask, max_new_tokens=max_new_tokens, eos_ids=settings.get("eos_ids", ()))
 
 
 def prepare_inputs(manifest: Manifest, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -59,11 +97,28 @@ def prepare_inputs(manifest: Manifest, arrays: dict[str, np.ndarray[Any, Any]]) 
     has_mask = any(spec.name == "attention_mask" for spec in manifest.inputs)
     if has_mask and "attention_mask" not in arrays and "input_ids" in arrays:
         arrays["attention_mask"] = np.ones_like(arrays["input_ids"])
+    if has_cache(manifest) and "input_ids" in arrays and not any(name.startswith(f"{PAST}.") for name in arrays):
+        arrays.update(empty_cache(manifest, len(arrays["input_ids"])))
     for spec in manifest.inputs:
         array = arrays.get(spec.name)
         if array is not None and np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
             arrays[spec.name] = array.astype(spec.dtype)
     return arrays
+
+
+def _run_texts(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Run texts of about the same length together, and give the outputs in the order of the texts."""
+    lengths = inputs["attention_mask"].sum(axis=1)
+    if any(spec.has_sequence for spec in bundle.manifest.outputs):
+        return bundle.run(inputs)  # Outputs of different lengths are no array.
+    order = np.argsort(-lengths, kind="stable")
+    parts = []
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        width = int(lengths[rows].max())
+        parts.append(bundle.run({name: array[rows, :width] for name, array in inputs.items()}))
+    back = np.argsort(order)
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def _write(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, VerificationError
-from .manifest import Manifest, check_files, read_manifest
+from .manifest import MAY_BE_ZERO, Manifest, check_files, read_manifest
 
 Array = np.ndarray[Any, Any]
 
@@ -46,7 +46,7 @@ def open_graph(path: Path, *, threads: int | None = None) -> Any:
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
         )
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
-        raise BundleError(f"ONNX Runtime cannot load '{path}': {_first_line(error)}") from None
+        raise BundleError(f"ONNX Runtime cannot load '{path}': {first_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Bundle:
         try:
             return dict(zip(names, self.session.run(names, inputs), strict=True))
         except Exception as error:  # see open_graph
-            raise BundleError(f"the graph in '{self.folder}' cannot run these inputs: {_first_line(error)}") from None
+            raise BundleError(f"the graph in '{self.folder}' cannot run these inputs: {first_line(error)}") from None
 
     def sizes(self, inputs: dict[str, Array]) -> dict[str, int]:
         """Return the sizes of the free dimensions, checking every input against the manifest.
@@ -107,7 +107,8 @@ class Bundle:
             array = inputs[name]
             fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
             if not fits or not all(
-                size > 0 and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+                (size > 0 or dim in MAY_BE_ZERO)
+                and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
                 for dim, size in zip(spec.shape, array.shape, strict=True)
             ):
                 raise BundleError(
@@ -125,11 +126,12 @@ class Bundle:
         """
         for name, size in sizes.items():
             limit = self.manifest.max_sizes.get(name)
-            if size < 1 or (limit is not None and size > limit):
+            if size < (name not in MAY_BE_ZERO) or (limit is not None and size > limit):
                 bounds = f"between 1 and {limit}" if limit is not None else "1 or more"
                 raise BundleError(f"{name} must be {bounds} for this bundle, not {size}.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what ONNX Runtime says."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

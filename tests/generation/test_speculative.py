@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def skips_a_counting_layer(model, draft):
 def test_any_target(universal, prompt, target, data):
     exact(universal)
     target = fitting(universal, target)
-    draft = data.draw(drafts(target))
+    draft = replace(data.draw(drafts(target)), hidden=target.hidden)
     if skips_a_counting_layer(universal, draft) or not draft.kept_layers:
         return
     result = speculative_generate(universal, draft, prompt, target=target, max_new_tokens=10)

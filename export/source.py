@@ -1,0 +1,113 @@
+"""Reads what is to be exported: a folder of Elastic, of transformers, or of sentence-transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from elastic.checkpoint import RECORD_NAME, CheckpointRecord, load, model_class_of, read_record
+from elastic.errors import CheckpointError
+
+from .decoder import DecoderInputs
+from .embedder import Embedder, Exportable, body_of, is_embedder, read_embedder
+from .inputs import DenseInputs, describe_inputs
+
+TOKENIZER_NAME = "tokenizer.json"
+_DATA_FILES = (TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
+_OPTIONAL_WEIGHTS = ("pooler.",)
+"""What a stock checkpoint may lack: embedders do not use it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, and what the manifest of its bundle says about it."""
+
+    model: Exportable
+    details: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of `export_onnx`."""
+
+
+def read_source(folder: Path, *, embedding_dim: int | None = None) -> Source:
+    """Load a model from a folder: extracted by Elastic, stock, or an embedder of either kind.
+
+    Args:
+        folder: the checkpoint.
+        embedding_dim: how many leading dimensions an embedder's graph returns; by default those of the subnet, or all.
+
+    Raises:
+        CheckpointError: if the folder is no such checkpoint, is a universal model, or its weights do not fit.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; name a checkpoint that is here.")
+    record = read_record(folder) if (folder / RECORD_NAME).is_file() else None
+    if record is not None and record.kind != "extracted":
+        raise CheckpointError(
+            f"{folder} is a universal model; cut a subnet first: elastic extract {folder} --flops 50%."
+        )
+    lower_case = False
+    if is_embedder(folder):
+        parts = read_embedder(folder)
+        transformer = load(folder) if record else _load_stock(parts.transformer, AutoModel)
+        dim = embedding_dim or (record.subnet or {}).get("embedding_dim") if record else embedding_dim
+        model: Exportable = Embedder(transformer, parts.head, dim=dim, max_length=parts.max_length).eval()
+        data_folder, lower_case = parts.transformer, parts.lower_case
+    elif embedding_dim is not None:
+        raise CheckpointError(f"{folder} is no embedder (it has no modules.json), so it has no embedding to shorten.")
+    else:
+        model, data_folder = load(folder) if record else _load_stock(folder), folder
+    files = [data_folder / name for name in _DATA_FILES if (data_folder / name).is_file()]
+    preprocess = _describe_preprocessing(model, files, lower_case, record)
+    details: dict[str, Any] = {"preprocess": preprocess, "extra_files": files}
+    if record:
+        quality = record.test_quality or record.quality
+        details |= {"subnet": record.subnet, "cost": record.cost, "quality": quality}
+    return Source(model, details)
+
+
+def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint of transformers.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "quantization_config", None):
+            raise CheckpointError(f"{folder} holds quantized weights; export the full-precision checkpoint.")
+        loaded: Any = (auto_class or model_class_of(folder, config)).from_pretrained(
+            folder,
+            config=config,
+            dtype="float32",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model, loading = loaded
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    lacking = sorted(
+        name for name in loading["missing_keys"] if not name.removeprefix("bert.").startswith(_OPTIONAL_WEIGHTS)
+    )
+    if wrong := [*lacking, *(name for name, *_ in loading["mismatched_keys"])]:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config.json: '{wrong[0]}' is missing or differs."
+        )
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _describe_preprocessing(
+    model: Exportable, files: list[Path], lower_case: bool, record: CheckpointRecord | None
+) -> dict[str, Any] | None:
+    """Return what the runtime needs to make inputs of texts, beside what training recorded."""
+    described: dict[str, Any] = dict(record.training.get("preprocess") or {}) if record else {}
+    inputs = describe_inputs(model)
+    if not isinstance(inputs, DenseInputs) and any(file.name == TOKENIZER_NAME for file in files):
+        described["tokenizer"] = {"file": TOKENIZER_NAME, "pad_id": inputs.pad_id, "lower_case": lower_case}
+    if isinstance(inputs, DecoderInputs):
+        settings = body_of(model).generation_config
+        ends = settings.eos_token_id if settings is not None else None
+        described["generation"] = {"eos_ids": [ends] if isinstance(ends, int) else list(ends or ())}
+    return described or None
