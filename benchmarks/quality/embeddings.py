@@ -20,8 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +59,26 @@ def recipe_of(name: str, args: argparse.Namespace, seed: int, *changes: str) -> 
     return load_recipe(ROOT / "recipes" / f"{name}.yaml", [*overrides, *changes], variant="stsb")
 
 
-def measured(model: PreTrainedModel, task: Task, recipe: Recipe, only: str | None = None) -> list[Row]:
+def measured(model: PreTrainedModel, task: Task, recipe: Recipe) -> list[Row]:
     """Spearman of every size on both splits."""
     rows = []
     for name, subnet in resolve_granularities(recipe.granularities, get_elastic(model)).items():
-        if only in (None, name):
-            with active(model, subnet):
-                rows.append(
-                    {"size": name, **{split: measure(model, task, split)[0] for split in ("validation", "test")}}
-                )
+        with active(model, subnet):
+            values = {split: measure(model, task, split)[0] for split in ("validation", "test")}
+        rows.append({"size": name, **values})
     return rows
 
 
-@contextmanager
-def trained(recipe: Recipe) -> Iterator[Universal]:
+def trained(recipe: Recipe) -> list[Row]:
+    """Train by a recipe; Spearman of its sizes."""
     with tempfile.TemporaryDirectory() as folder:
-        train(recipe, Path(folder) / "universal", progress_bar=False)
-        yield Universal.open(Path(folder) / "universal")
+        validation = train(recipe, Path(folder) / "universal", progress_bar=False)
+        universal = Universal.open(Path(folder) / "universal")
+        rows = []
+        for name, subnet in universal.granularities.items():
+            test = universal.measure(subnet, "test").value
+            rows.append({"size": name, "validation": validation[f"eval_{name}_spearman"], "test": test})
+        return rows
 
 
 def as_it_comes(args: argparse.Namespace, seed: int) -> list[Row]:
@@ -88,8 +90,7 @@ def as_it_comes(args: argparse.Namespace, seed: int) -> list[Row]:
 def by_recipe(name: str) -> Callable[[argparse.Namespace, int], list[Row]]:
     def run(args: argparse.Namespace, seed: int) -> list[Row]:
         recipe = recipe_of(name, args, seed, *args.overrides)
-        with trained(recipe) as universal:
-            return measured(universal.model, universal.task, recipe)
+        return trained(recipe)
 
     return run
 
@@ -101,8 +102,7 @@ def separate(args: argparse.Namespace, seed: int) -> list[Row]:
     for name in all_sizes.granularities:
         one = f"granularities={{{name}: {all_sizes.granularities[name]}}}"
         recipe = recipe_of("starbucks", args, seed, one, "training.objective={name: task, label_loss: CoSENTLoss}")
-        with trained(recipe) as universal:
-            rows += measured(universal.model, universal.task, all_sizes, only=name)
+        rows += trained(recipe)
     return rows
 
 
