@@ -372,6 +372,23 @@ class ResolvedSpace:
                     )
         return replace(self, **{axis: getattr(wanted, axis) for axis in named})
 
+    def aligned(self, multiple_of: int) -> ResolvedSpace:
+        """Return the part of the space whose FFN widths and hidden sizes are multiples, or the model's own.
+
+        Raises:
+            SpaceError: if an axis has no such choice.
+        """
+
+        def kept(axis: str, choices: tuple[int, ...], own: int) -> tuple[int, ...]:
+            found = tuple(choice for choice in choices if choice == own or not choice % multiple_of)
+            if not found:
+                raise SpaceError(f"no choice of {axis} is a multiple of {multiple_of}; they are {list(choices)}.")
+            return found
+
+        return replace(
+            self, ffn=kept("ffn", self.ffn, self.dims.ffn), hidden=kept("hidden", self.hidden, self.dims.hidden)
+        )
+
     def _kept_sublayers(
         self, exit_layer: int, layers: int, attention: int, mlp: int
     ) -> tuple[frozenset[int], frozenset[int]]:

@@ -17,6 +17,7 @@ from elastic.cli.options import (
     Json,
     Macs,
     Memory,
+    MultipleOf,
     Output,
     Params,
     PhaseOption,
@@ -69,6 +70,7 @@ def extract(
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     within: Within = None,
+    multiple_of: MultipleOf = 1,
     method: SearchMethod = None,
     candidates: Candidates = 48,
     correct: Correct = None,
@@ -127,6 +129,7 @@ def extract(
                 accept=lambda subnet: is_stock(universal, subnet),
                 num_candidates=candidates,
                 within=space,
+                multiple_of=multiple_of,
                 on_progress=on_progress,
             ).best
     record = extract_checkpoint(universal, best, output, correction=correction)

@@ -55,9 +55,18 @@ Within = Annotated[
 Capacity = Annotated[
     str | None, typer.Option(metavar="SHARE", help="Share of routed sub-layers that compute: 50%, or 0.5.")
 ]
+MultipleOf = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Only FFN widths and hidden sizes that are multiples of N, such as 8, 64, 128."
+    ),
+]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
 SearchMethod = Annotated[
-    str | None, typer.Option("--method", help="predictor (default), heuristic, uniform or random.", metavar="METHOD")
+    str | None,
+    typer.Option(
+        "--method", help="predictor (default), heuristic, uniform, every-other, random or evolution.", metavar="METHOD"
+    ),
 ]
 Candidates = Annotated[int, typer.Option(min=1, help="How many subnets are measured at most.")]
 

@@ -11,6 +11,7 @@ from elastic.cli.options import (
     Json,
     Macs,
     Memory,
+    MultipleOf,
     Params,
     PhaseOption,
     SearchMethod,
@@ -35,6 +36,7 @@ def search(
     memory: Memory = None,
     uniform: Uniform = False,
     within: Within = None,
+    multiple_of: MultipleOf = 1,
     method: SearchMethod = None,
     candidates: Candidates = 48,
     input_shape: InputShape = None,
@@ -62,6 +64,7 @@ def search(
             accept=lambda subnet: is_stock(universal, subnet),
             num_candidates=candidates,
             within=space,
+            multiple_of=multiple_of,
             on_progress=on_progress,
         )
     if as_json:

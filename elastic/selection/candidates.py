@@ -52,6 +52,12 @@ def uniform_candidates(
     return _closest(accepted, cost_model, limits, "uniform")[:num_candidates]
 
 
+def every_other_candidates(space: ResolvedSpace, cost_model: CostModel, limits: Limits) -> list[Candidate]:
+    """Return the subnets that keep evenly spaced layers whole, whatever the drop order (LayerDrop's rule)."""
+    even = replace(space, drop_order=None)
+    return _closest([even.uniform(layers=count) for count in space.layers], cost_model, limits, "uniform")
+
+
 def _closest(subnets: Iterable[Subnet], cost_model: CostModel, limits: Limits, kind: str) -> list[Candidate]:
     found = [Candidate(subnet, cost_model.cost(subnet), kind) for subnet in subnets]
     within = [candidate for candidate in found if limits.met_by(candidate.cost)]

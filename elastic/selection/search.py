@@ -13,7 +13,15 @@ from elastic.cost import Budget, CostModel, InputShapes, Limits
 from elastic.errors import BudgetError, CheckError
 from elastic.families import input_shapes
 from elastic.nested import get_elastic
-from elastic.selection.candidates import Candidate, candidates, neighbours, random_candidates, uniform_candidates
+from elastic.selection.candidates import (
+    Candidate,
+    candidates,
+    every_other_candidates,
+    neighbours,
+    random_candidates,
+    uniform_candidates,
+)
+from elastic.selection.evolution import evolve
 from elastic.selection.measured import Measured, Quality
 from elastic.selection.optimal import predicted_best
 from elastic.selection.predictor import Predictor, fit_predictor
@@ -26,7 +34,7 @@ Progress = Callable[[int, int], None]
 """Called with how many candidates are measured, and how many there are."""
 
 
-Method = Literal["predictor", "heuristic", "uniform", "random"]
+Method = Literal["predictor", "heuristic", "uniform", "every-other", "random", "evolution"]
 METHODS: tuple[Method, ...] = get_args(Method)
 MAX_REFINED = 24
 """How many neighbours of the best are measured at most."""
@@ -58,6 +66,7 @@ def search(
     accept: Callable[[Subnet], bool] = lambda subnet: True,
     num_candidates: int = 48,
     within: SearchSpace | None = None,
+    multiple_of: int = 1,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> SearchResult:
@@ -71,7 +80,9 @@ def search(
     - ``heuristic``: uniform subnets and the per-layer ones of the minimum-slope rule (MatFormer, arXiv
       2310.07707, section 3.3) and of a random draw that come closest to the budget.
     - ``uniform``: uniform subnets alone, of those that ``accept`` takes.
+    - ``every-other``: whole layers, evenly spaced (LayerDrop, arXiv 1909.11556, section 3.2).
     - ``random``: random subnets within the budget.
+    - ``evolution``: random subnets, then crossovers and mutations of the best (see `elastic.selection.evolution`).
 
     Args:
         model: a universal model.
@@ -83,6 +94,8 @@ def search(
         accept: for ``uniform``: which subnets are wanted, such as those that stock transformers loads.
         num_candidates: how many of them are measured at most, besides what the predictor needs.
         within: only these choices of the model's space, such as one number of embedding dimensions.
+        multiple_of: take only FFN widths and hidden sizes that are multiples of this (and the model's own), because
+            hardware computes in tiles.
         seed: of random draws.
         on_progress: called after each measurement.
 
@@ -92,7 +105,7 @@ def search(
         CheckError: if no measured quality is a finite number.
     """
     whole = get_elastic(model).resolved
-    space = whole.within(within or SearchSpace())
+    space = whole.within(within or SearchSpace()).aligned(multiple_of)
     cost_model = cost_model or CostModel.of(model, input_shapes or default_input_shapes(model))
     limits = budget.limits(cost_model.cost(whole.largest))
     limits.check_reachable(cost_model.cost(space.smallest))
@@ -103,16 +116,15 @@ def search(
         optima = [] if predictor is None else predicted_best(space, cost_model, limits, predictor, num_candidates // 4)
     elif method not in METHODS:
         raise BudgetError(f"the search method '{method}' is not one of {', '.join(METHODS)}.")
-    found = [Candidate(optimum.subnet, cost_model.cost(optimum.subnet), "mix") for optimum in optima]
-    if method == "random":
-        found = random_candidates(space, cost_model, limits, num_candidates, seed)
-    elif method == "uniform":
-        found = uniform_candidates(space, cost_model, limits, num_candidates, accept)
+    best_predicted = [Candidate(optimum.subnet, cost_model.cost(optimum.subnet), "mix") for optimum in optima]
+    if method == "evolution":
+        points = evolve(
+            space, cost_model, limits, measure, rank, num_evaluations=num_candidates, seed=seed, on_progress=on_progress
+        )
     else:
-        others = candidates(space, cost_model, limits, num_candidates - len(found), seed=seed)
-        chosen = {candidate.subnet for candidate in found}
-        found += [candidate for candidate in others if candidate.subnet not in chosen]
-    measured = {point.subnet: point for point in measure_all(found, measure, on_progress)}
+        found = _candidates(method, space, cost_model, limits, num_candidates, accept, seed, best_predicted)
+        points = measure_all(found, measure, on_progress)
+    measured = {point.subnet: point for point in points}
     if predictor is not None:
         _refine(space, cost_model, limits, predictor, measure, measured)
         for subnet, quality in measure.seen.items():
@@ -126,6 +138,28 @@ def search(
         raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
     bound = optima[0].bound if optima else None
     return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound)
+
+
+def _candidates(
+    method: Method,
+    space: ResolvedSpace,
+    cost_model: CostModel,
+    limits: Limits,
+    count: int,
+    accept: Callable[[Subnet], bool],
+    seed: int,
+    predicted: Sequence[Candidate],
+) -> list[Candidate]:
+    """Return what a method measures; that of the predictor adds the candidates of the heuristic to what it predicts."""
+    if method == "random":
+        return random_candidates(space, cost_model, limits, count, seed)
+    if method == "uniform":
+        return uniform_candidates(space, cost_model, limits, count, accept)
+    if method == "every-other":
+        return every_other_candidates(space, cost_model, limits)[:count]
+    chosen = {candidate.subnet for candidate in predicted}
+    others = candidates(space, cost_model, limits, count - len(predicted), seed=seed)
+    return [*predicted, *(candidate for candidate in others if candidate.subnet not in chosen)]
 
 
 class _Memory:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.cost import Budget, CostModel, parse_quantity
-from elastic.errors import BudgetError, CheckError
+from elastic.errors import BudgetError, CheckError, SpaceError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
 from elastic.selection.candidates import landscape, neighbours
@@ -37,7 +37,7 @@ def test_best_within_the_budget(universal):
     assert result.best.quality.value >= 0.95 * best
 
 
-@pytest.mark.parametrize("method", ["heuristic", "uniform", "random"])
+@pytest.mark.parametrize("method", ["heuristic", "uniform", "every-other", "random", "evolution"])
 def test_other_methods_measure_no_more_than_asked(universal, method):
     result = search(universal, Budget(flops="70%"), size, method=method, num_candidates=20)
     assert len(result.measured) <= 20
@@ -188,3 +188,35 @@ def test_quantities_that_are_none(text):
 @given(st.integers(1, 10**15))
 def test_whole_numbers_are_kept_exactly(number):
     assert parse_quantity(number, of=1) == number
+
+
+def test_evolution_gets_better_and_stays_within(universal):
+    """With as many evaluations, children of the best are better than chance."""
+    random_best = search(universal, Budget(flops="60%"), size, method="random", num_candidates=8, seed=3).best
+    result = search(universal, Budget(flops="60%"), size, method="evolution", num_candidates=40, seed=3)
+    resolved = get_elastic(universal).resolved
+    assert all(point.subnet in resolved for point in result.measured)
+    assert len({point.subnet for point in result.measured}) == len(result.measured) <= 40
+    assert result.best.quality.value >= random_best.quality.value
+
+
+def test_every_other_keeps_whole_layers(universal):
+    result = search(universal, Budget(flops="90%"), size, method="every-other")
+    full = get_elastic(universal).resolved.largest
+    for point in result.measured:
+        assert {(f, h) for f, h in zip(point.subnet.ffn, point.subnet.heads, strict=True)} <= {
+            (0, 0), (full.ffn[0], full.heads[0])
+        }  # fmt: skip
+    assert [point.subnet.kept_layers for point in result.measured] == [(0, 2), (0,)]
+
+
+def test_widths_are_multiples(universal):
+    result = search(universal, Budget(flops="80%"), size, multiple_of=32, num_candidates=10)
+    assert all(set(point.subnet.ffn) <= {0, 32, 64} for point in result.measured)
+
+
+def test_nothing_is_a_multiple():
+    space = SearchSpace(ffn=[4, 12]).resolve(ModelDims(2, 64, 4, 4, 32))
+    with pytest.raises(SpaceError, match=r"no choice of ffn is a multiple of 8; they are \[4, 12\]"):
+        space.aligned(8)
+    assert SearchSpace(ffn=[4, 64]).resolve(ModelDims(2, 64, 4, 4, 32)).aligned(128).ffn == (64,)
