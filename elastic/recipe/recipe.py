@@ -137,7 +137,10 @@ def _first_problem(error: ValidationError, data: Mapping[str, Any]) -> str:
         return f"the key '{where}' is missing."
     if problem["type"].startswith("union_tag"):
         key, kinds = _KINDS[location[-1]]
-        return f"'{where}.{key}' must be one of {', '.join(kinds)}."
+        given = problem["input"].get(key) if isinstance(problem["input"], Mapping) else None
+        if given is None:
+            return f"'{where}.{key}' must be one of {', '.join(kinds)}."
+        return f"'{where}.{key}' is '{given}'{did_you_mean(str(given), kinds)}"
     return f"'{where}' is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 

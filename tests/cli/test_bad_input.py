@@ -46,7 +46,7 @@ def change(path, **values):
         ("model.family=null", ["needs either 'family' or 'pretrained'"]),
         ("model.config.hiden_size=3", ["unknown key 'model.config.hiden_size'; did you mean 'hidden_size'?"]),
         ("data.sourc=digits", ["unknown key 'data.sourc'; did you mean 'source'?"]),
-        ("data.source=mnist", ["'data.source' must be one of digits, stdlib, images, text"]),
+        ("data.source=mnist", ["'data.source' is 'mnist'; known: digits, docstrings"]),
         ("data.test=0.9", ["'data.test' is 0.9"]),
         ("data={source: stdlib}", ["is for the task causal-lm, not image-classification"]),
         ("data={source: images, path: /nowhere}", ["there is no data folder /nowhere"]),

@@ -98,7 +98,7 @@ def test_every_objective_of_embedders_trains(recipe, tmp_path, objective):
         ("training.objective={name: similarity}", "with teacher: original, or with a label_loss"),
         ("training.objective={name: distillation, label_loss: CoSENTLoss}", "have no logits"),
         ("training.objective.weights={smal: 2}", "did you mean 'small'?"),
-        ("training.sampler={name: sandwhich}", "must be one of uniform, joint"),
+        ("training.sampler={name: sandwhich}", "'training.sampler.name' is 'sandwhich'; did you mean 'sandwich'?"),
         ("training.sampler={name: sandwich, num_randm: 1}", "did you mean 'num_random'?"),
         ("training.stages=[{start: 5, sampler: {name: joint}}]", "start at step 0"),
         ("training.stages=[{start: 0, sampler: {name: joint}, space: {exit: [7]}}]", "above the maximum"),
