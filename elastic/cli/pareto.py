@@ -16,7 +16,10 @@ def pareto(
     folder: Folder,
     output: Output,
     candidates: Annotated[int, typer.Option(min=1, help="Subnets measured beside the granularities.")] = 60,
-    cost: Annotated[str, typer.Option(help="flops, macs, params or memory_bytes.")] = "flops",
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(help="flops (default), macs, params or memory_bytes; repeat it for a front over several."),
+    ] = None,
     input_shape: InputShape = None,
     phase: PhaseOption = None,
     context: Context = None,
@@ -36,12 +39,14 @@ def pareto(
     shapes = read_input_shape(input_shape, recorded)
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
     found = landscape(universal.elastic.resolved, universal.cost_model, universal.granularities, candidates)
-    check_cost(cost)
+    costs = cost or ["flops"]
+    for name in costs:
+        check_cost(name)
     with progress("Measuring") as on_progress:
         points = measure_all(found, universal.measure, on_progress)
     with new_folder(output) as target:
-        write_report(points, target, model_name=universal.recipe.name, model_dir=str(folder), cost=cost)
-    front = pareto_front(points, cost)
+        write_report(points, target, model_name=universal.recipe.name, model_dir=str(folder), costs=costs)
+    front = pareto_front(points, costs)
     if as_json:
         print_json({"output": str(output), "front": [p.to_dict() for p in front], "measured": len(points)})
         return

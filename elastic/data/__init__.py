@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elastic.data.calibration import Calibration, calibration_from_text, calibration_of
 from elastic.data.embedder import cut_embedder
-from elastic.data.task import Metric, Task, fingerprint, measure
+from elastic.data.task import Metric, Task, confidence_interval, fingerprint, measure, measure_items
 from elastic.errors import RecipeError
 from elastic.recipe import DigitsData, DocstringData, ImageData, Recipe, SentencePairData, StdlibData
 
@@ -16,10 +16,12 @@ __all__ = [
     "Task",
     "calibration_from_text",
     "calibration_of",
+    "confidence_interval",
     "cut_embedder",
     "fingerprint",
     "load_task",
     "measure",
+    "measure_items",
 ]
 
 _TASK_OF_SOURCE = {

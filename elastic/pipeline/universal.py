@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from transformers import (
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.cost import CostModel, DecoderCostModel, InputShapes, Phase
-from elastic.data import Task, calibration_of, cut_embedder, fingerprint, load_task, measure
+from elastic.data import (
+    Task,
+    calibration_of,
+    confidence_interval,
+    cut_embedder,
+    fingerprint,
+    load_task,
+    measure,
+    measure_items,
+)
 from elastic.errors import CheckpointError
 from elastic.extraction import TOLERANCE, extract, is_portable, sample_inputs, verify_extraction
 from elastic.folder import check_output, new_folder
@@ -111,9 +121,10 @@ class Universal:
 
     def _measure(self, subnet: Subnet, split: str) -> Quality:
         with active(self.model, subnet):
-            value, count = measure(self.model, self.task, split)
-        metric = self.task.metric
-        return Quality(metric.name, value, metric.higher_is_better, split, count)
+            items = measure_items(self.model, self.task, split)
+        metric, value = self.task.metric, self.task.metric.value(items)
+        interval = confidence_interval(metric, items) if math.isfinite(value) else None
+        return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval)
 
 
 def extract_checkpoint(

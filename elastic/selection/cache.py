@@ -41,7 +41,7 @@ class MeasuredCache:
             data = json.loads(self._path.read_text())
             if data["format_version"] == FORMAT_VERSION:
                 for entry in data["measured"].get(self._key, []):
-                    found[Subnet.from_dict(entry["subnet"])] = Quality(**entry["quality"])
+                    found[Subnet.from_dict(entry["subnet"])] = Quality.from_dict(entry["quality"])
         return found
 
     def get(self, subnet: Subnet) -> Quality | None:

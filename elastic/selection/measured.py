@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ class Quality:
     higher_is_better: bool
     split: str
     num_examples: int
+    interval: tuple[float, float] | None = None
+    """Within which the value lies with 95 % confidence, over draws of the examples; None where that is not known."""
 
     def better_than(self, other: Quality) -> bool:
         """Whether this quality is strictly better than ``other``."""
@@ -31,7 +34,18 @@ class Quality:
             "higher_is_better": self.higher_is_better,
             "split": self.split,
             "num_examples": self.num_examples,
+            **({} if self.interval is None else {"interval": list(self.interval)}),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Quality:
+        """Read the JSON form.
+
+        Raises:
+            TypeError: if a field is missing or unknown.
+        """
+        interval = data.get("interval")
+        return cls(**{**data, "interval": None if interval is None else tuple(interval)})
 
 
 @dataclass(frozen=True)

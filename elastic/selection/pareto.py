@@ -21,24 +21,32 @@ def check_cost(cost: str) -> None:
         raise BudgetError(f"unknown cost '{cost}'{did_you_mean(cost, COSTS)}")
 
 
-def pareto_front(points: Sequence[Measured], cost: str = "flops") -> list[Measured]:
-    """Return the points that no other beats, cheapest first.
+def pareto_front(points: Sequence[Measured], costs: str | Sequence[str] = "flops") -> list[Measured]:
+    """Return the points that no other beats, cheapest first by the first cost.
 
-    A point is beaten by one that costs at most as much, is at least as good, and is better in one
-    of the two. Of points that are equal in both, the first is kept. A quality that is not finite (a
-    subnet that overflowed) is on no front.
+    A point is beaten by one that costs at most as much by every cost, is at least as good, and is better in one of
+    these. Of points that are equal in all, the first is kept. A quality that is not finite (a subnet that overflowed)
+    is on no front.
+
+    Args:
+        points: measured by one metric.
+        costs: one or several of flops, macs, params, memory_bytes.
 
     Raises:
-        BudgetError: if ``cost`` is unknown.
+        BudgetError: if a cost is unknown.
     """
-    check_cost(cost)
+    names = (costs,) if isinstance(costs, str) else tuple(costs)
+    for name in names:
+        check_cost(name)
 
-    def order(point: Measured) -> tuple[float, float]:
+    def spent(point: Measured) -> tuple[float, ...]:
         value = point.quality.value
-        return getattr(point.cost, cost), -value if point.quality.higher_is_better else value
+        return *(getattr(point.cost, name) for name in names), -value if point.quality.higher_is_better else value
 
-    front: list[Measured] = []
-    for point in sorted((p for p in points if math.isfinite(p.quality.value)), key=order):
-        if not front or point.quality.better_than(front[-1].quality):
-            front.append(point)
-    return front
+    front: dict[tuple[float, ...], Measured] = {}
+    # In this order, whoever beats a point comes before it.
+    for point in sorted((p for p in points if math.isfinite(p.quality.value)), key=spent):
+        mine = spent(point)
+        if not any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in front):
+            front[mine] = point
+    return list(front.values())

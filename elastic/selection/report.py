@@ -22,24 +22,26 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def write_report(
-    points: Sequence[Measured], folder: Path, *, model_name: str, model_dir: str, cost: str = "flops"
+    points: Sequence[Measured], folder: Path, *, model_name: str, model_dir: str, costs: Sequence[str] = ("flops",)
 ) -> None:
     """Write ``pareto.csv``, ``pareto.png`` and ``index.html`` about measured subnets into an existing folder.
+
+    Bars are 95 % confidence intervals of the quality, where these are known.
 
     Args:
         points: at least one measured subnet, all by the same metric.
         folder: where to write.
         model_name: the title.
         model_dir: the universal model's folder, for the commands that the page shows.
-        cost: the horizontal axis: flops, macs, params or memory_bytes.
+        costs: over which the front is: flops, macs, params or memory_bytes; the first is the horizontal axis.
 
     Raises:
         BudgetError: if ``cost`` is unknown.
     """
-    front = pareto_front(points, cost)
+    front = pareto_front(points, costs)
     _write_csv(points, front, folder / "pareto.csv")
-    _write_png(points, front, folder / "pareto.png", model_name, cost)
-    _write_page(points, front, folder / "index.html", model_name, model_dir, cost)
+    _write_png(points, front, folder / "pareto.png", model_name, costs)
+    _write_page(points, front, folder / "index.html", model_name, model_dir, costs)
 
 
 def _cost_label(points: Sequence[Measured], cost: str) -> str:
@@ -66,6 +68,8 @@ def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path
                 "metric": quality["metric"],
                 "quality": quality["value"],
                 "split": quality["split"],
+                "low": quality.get("interval", ["", ""])[0],
+                "high": quality.get("interval", ["", ""])[1],
                 "num_examples": quality["num_examples"],
                 "input_shapes": json.dumps(costs["input_shapes"]),
                 "subnet": json.dumps(data["subnet"]),
@@ -78,15 +82,25 @@ def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path
         writer.writerows(rows)
 
 
-def _write_png(points: Sequence[Measured], front: Sequence[Measured], path: Path, title: str, cost: str) -> None:
+def _write_png(
+    points: Sequence[Measured], front: Sequence[Measured], path: Path, title: str, costs: Sequence[str]
+) -> None:
+    cost = costs[0]
     # The object interface: pyplot would keep figures in a global.
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    axes.step([getattr(p.cost, cost) for p in front], [p.quality.value for p in front], where="post",
-              color="#c4472b", alpha=0.5, linewidth=1.2, label="Pareto front", zorder=1)  # fmt: skip
+    at_front = [getattr(p.cost, cost) for p in front], [p.quality.value for p in front]
+    if len(costs) == 1:
+        axes.step(*at_front, where="post", color="#c4472b", alpha=0.5, linewidth=1.2, label="Pareto front", zorder=1)
+    else:
+        label = f"Pareto front by {', '.join(_LABELS[name] for name in costs)}"
+        axes.scatter(*at_front, s=130, facecolors="none", edgecolors="#c4472b", alpha=0.5, label=label, zorder=1)
+    for point in points:
+        if point.quality.interval is not None and math.isfinite(point.quality.value):
+            axes.plot([getattr(point.cost, cost)] * 2, point.quality.interval, color="#68727d", alpha=0.35, zorder=1)
     for kind, style in _STYLES.items():
         chosen = [point for point in points if point.kind == kind and math.isfinite(point.quality.value)]
         if chosen:
@@ -94,10 +108,10 @@ def _write_png(points: Sequence[Measured], front: Sequence[Measured], path: Path
     for point in points:
         if point.name and math.isfinite(point.quality.value):
             at = (getattr(point.cost, cost), point.quality.value)
-            label = axes.annotate(
+            text = axes.annotate(
                 _literal(point.name, 24), at, xytext=(7, -12), textcoords="offset points", weight="bold"
             )
-            label.set_in_layout(False)  # A long name would squeeze the axes.
+            text.set_in_layout(False)  # A long name would squeeze the axes.
     if not points[0].quality.higher_is_better:
         axes.invert_yaxis()
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -115,12 +129,20 @@ def _literal(text: str, length: int = 200) -> str:
 
 
 def _write_page(
-    points: Sequence[Measured], front: Sequence[Measured], path: Path, title: str, model_dir: str, cost: str
+    points: Sequence[Measured],
+    front: Sequence[Measured],
+    path: Path,
+    title: str,
+    model_dir: str,
+    costs: Sequence[str],
 ) -> None:
+    cost = costs[0]
     data = {
         "title": title,
         "modelDir": model_dir,
         "cost": cost,
+        "frontLabel": ", ".join(_LABELS[name] for name in costs),
+        "oneCost": len(costs) == 1,
         "costLabel": _cost_label(points, cost),
         "qualityLabel": _quality_label(points),
         "higherIsBetter": points[0].quality.higher_is_better,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +47,21 @@ def test_what_is_not_finite_neither_is_on_the_front_nor_hides_others(value):
     diverged = point(100, value)
     assert pareto_front([diverged, *good]) == good
     assert sorted([diverged, *good], key=rank)[-1] is diverged
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=20))
+def test_a_front_over_two_costs(triples):
+    points = []
+    for index, (flops, params, value) in enumerate(triples):
+        made = point(flops, float(value), width=index + 1)
+        points.append(replace(made, cost=replace(made.cost, params=params)))
+
+    def key(p):
+        return p.cost.flops, p.cost.params, -p.quality.value
+
+    unbeaten = {key(p) for p in points
+                if not any(key(q) != key(p) and all(a <= b for a, b in zip(key(q), key(p), strict=True))
+                           for q in points)}  # fmt: skip
+    front = pareto_front(points, ["flops", "params"])
+    assert {key(p) for p in front} == unbeaten
+    assert len(front) == len(unbeaten)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from html.parser import HTMLParser
 
@@ -63,7 +64,7 @@ def test_report(tmp_path, higher_is_better):
 
 
 def test_a_single_point(tmp_path):
-    write_report([point()], tmp_path, model_name="one", model_dir="m", cost="params")
+    write_report([point()], tmp_path, model_name="one", model_dir="m", costs=["params"])
     assert (tmp_path / "index.html").stat().st_size > 5000
 
 
@@ -82,3 +83,13 @@ def test_nothing_finite_at_all(tmp_path):
 
 def test_a_long_name_leaves_room_for_the_axes():
     assert len(_literal("M" * 60, 24)) == 24
+
+
+def test_several_costs_and_intervals(tmp_path):
+    sure = point(100, 50.0, name="S")
+    sure = dataclasses.replace(sure, quality=dataclasses.replace(sure.quality, interval=(48.0, 51.5)))
+    write_report([sure, point(200, 60.0)], tmp_path, model_name="m", model_dir="d", costs=["flops", "params"])
+    rows = list(csv.DictReader((tmp_path / "pareto.csv").open()))
+    assert [(row["low"], row["high"]) for row in rows] == [("48.0", "51.5"), ("", "")]
+    page = (tmp_path / "index.html").read_text()
+    assert '"frontLabel": "FLOPs, parameters"' in page and '"interval": [48.0, 51.5]' in page
