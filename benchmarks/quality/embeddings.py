@@ -40,7 +40,7 @@ from elastic.pipeline.models import build_model, resolve_granularities
 from elastic.recipe import Recipe, load_recipe
 from elastic.space import SearchSpace
 
-RECIPES = ("2dmse", "starbucks", "universal_embedder")
+RECIPES = ("2dmse", "starbucks")
 Row = dict[str, Any]
 
 
