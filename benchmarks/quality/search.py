@@ -1,0 +1,79 @@
+r"""What each search method finds at ten budgets: measured on validation data, compared on test data.
+
+    elastic train recipes/bignas.yaml -o universal
+    python benchmarks/quality/search.py universal -o benchmarks/results/search_vit_digits.csv
+
+Regret is how much better the best subnet of any method is on test data at the same budget. Evaluations are the subnets
+that a method had to measure for this budget, were it the only one; the predictor's single changes and samples are among
+them, though a second budget does not pay for them again. Evolution may measure ten times as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from measuring import write_csv
+
+from elastic.cost import Budget
+from elastic.pipeline import Universal
+from elastic.selection import search
+
+METHODS = ("predictor", "heuristic", "uniform", "random", "evolution")
+NUM_BUDGETS = 10
+
+
+def budgets(universal: Universal) -> list[int]:
+    """FLOPs between the smallest subnet and the largest, evenly, without both ends."""
+    space, costs = universal.elastic.resolved, universal.cost_model
+    least, most = (costs.cost(subnet).flops for subnet in (space.smallest, space.largest))
+    return [least + (most - least) * (index + 1) // (NUM_BUDGETS + 1) for index in range(NUM_BUDGETS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="universal model")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--random", type=int, default=100, help="subnets that random search measures")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    universal = Universal.open(args.folder)
+    better = 1 if universal.task.metric.higher_is_better else -1
+    rows: list[dict[str, Any]] = []
+    for flops in budgets(universal):
+        found = []
+        num_predictor = 100
+        for method in args.methods:
+            count = {"random": args.random, "evolution": 10 * num_predictor}.get(method, 48)
+            result = search(
+                universal.model, Budget(flops=flops), universal.measure, cost_model=universal.cost_model,
+                method=method, num_candidates=count,
+            )  # fmt: skip
+            if method == "predictor":
+                num_predictor = result.num_evaluations
+            found.append({
+                "budget": flops, "method": method, "evaluations": result.num_evaluations,
+                "validation": result.best.quality.value, "test": universal.measure(result.best.subnet, "test").value,
+                "flops": result.best.cost.flops, "subnet": result.best.subnet.describe(),
+                "rank_correlation": "" if result.predictor is None else round(result.predictor.rank_correlation, 4),
+            })  # fmt: skip
+        best = max(better * row["test"] for row in found)
+        rows += [{**row, "regret": round(best - better * row["test"], 4)} for row in found]
+        write_csv(args.output, rows)
+        print(*rows[-len(found) :], sep="\n", flush=True)
+    for method in args.methods:
+        mine = [row for row in rows if row["method"] == method]
+        regret, count = (statistics.mean(row[name] for row in mine) for name in ("regret", "evaluations"))
+        print(f"{method}: mean regret {regret:.4f}, {count:.0f} evaluations a budget")
+
+
+if __name__ == "__main__":
+    main()
