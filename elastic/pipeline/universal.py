@@ -189,7 +189,7 @@ def _comparison(universal: Universal, chosen: Measured) -> dict[str, dict[str, A
     universal.measure(largest)
     costs = universal.cost_model
     others = [(s, q) for s, q in universal.measured.items() if s != chosen.subnet]
-    front = pareto_front([Measured(s, costs.cost(s), q, "measured") for s, q in others])
+    front = pareto_front([chosen, *(Measured(s, costs.cost(s), q, "measured") for s, q in others)])
     found = {
         "cheaper": [p for p in front if p.cost.flops < chosen.cost.flops][-1:],
         "dearer": [p for p in front if p.cost.flops > chosen.cost.flops and p.subnet != largest][:1],
