@@ -87,11 +87,11 @@ def test_a_second_search_asks_no_model(universal_copy, monkeypatch):
 
 
 def test_search_methods(universal_dir):
-    for method in ("heuristic", "random", "uniform"):
+    for method in ("heuristic", "random", "uniform", "every-other", "evolution"):
         assert (
             elastic("search", universal_dir, "--flops", "60%", "--method", method, "--json").json["predictor"] is None
         )
-    wrong = elastic("search", universal_dir, "--flops", "60%", "--method", "evolution")
+    wrong = elastic("search", universal_dir, "--flops", "60%", "--method", "evolutionary")
     assert wrong.code == 2
     assert "known: " in wrong.err or "did you mean" in wrong.err
     contradiction = elastic("search", universal_dir, "--flops", "60%", "--uniform", "--method", "random")
@@ -209,8 +209,9 @@ def test_version():
 
 def test_public_names_are_frozen():
     assert library.__all__ == [
-        "Budget", "CostModel", "ElasticError", "ElasticTrainer", "SearchSpace", "Subnet", "active", "extract", "load",
-        "make_elastic", "search", "speculative_generate",
+        "Budget", "CostModel", "ElasticError", "ElasticTrainer", "RoutedTrainer", "Routing", "SearchSpace", "Subnet",
+        "active", "add_routers", "extract", "freeze_routers", "load", "make_elastic", "routed", "search",
+        "speculative_generate", "stream_extraction",
     ]  # fmt: skip
     assert all(callable(getattr(library, name)) for name in library.__all__)
 
