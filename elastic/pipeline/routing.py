@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from elastic.cost import Cost, CostModel
-from elastic.data import calibration_of, measure
+from elastic.data import calibration_of, measure_items
 from elastic.errors import RecipeError
 from elastic.nested import GateKey, Routing, active, add_routers, default_layers, get_elastic, routed
 from elastic.ordering import freeze_routers, threshold_for, without
+from elastic.pipeline.quality import quality_of
 from elastic.recipe import Recipe
 from elastic.selection import Quality
 from elastic.space import Subnet
@@ -108,8 +109,8 @@ def measure_routed(
         SpaceError: if the threshold is not between 0 and 1.
     """
     with active(universal.model, subnet), routed(universal.model, threshold, dense=False) as trace:
-        value, count = measure(universal.model, universal.task, split)
-    metric, routing = universal.task.metric, universal.elastic.routing
+        items = measure_items(universal.model, universal.task, split)
+    routing = universal.elastic.routing
     assert routing is not None
     return MeasuredRouters(
         name=name,
@@ -118,7 +119,7 @@ def measure_routed(
         usage=trace.usage,
         cost=universal.cost_model.cost(subnet),
         expected_flops=expected_flops(universal.cost_model, subnet, trace.usage),
-        quality=Quality(metric.name, value, metric.higher_is_better, split, count),
+        quality=quality_of(universal.task.metric, items, split),
     )
 
 

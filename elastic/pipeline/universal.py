@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from elastic.cost import CostModel, DecoderCostModel, InputShapes, Phase
 from elastic.data import (
     Task,
     calibration_of,
-    confidence_interval,
     cut_embedder,
     fingerprint,
     load_task,
@@ -33,6 +31,7 @@ from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
 from elastic.pipeline.card import write_card
 from elastic.pipeline.models import resolve_granularities
+from elastic.pipeline.quality import quality_of
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
 from elastic.selection.pareto import pareto_front
@@ -122,9 +121,7 @@ class Universal:
     def _measure(self, subnet: Subnet, split: str) -> Quality:
         with active(self.model, subnet):
             items = measure_items(self.model, self.task, split)
-        metric, value = self.task.metric, self.task.metric.value(items)
-        interval = confidence_interval(metric, items) if math.isfinite(value) else None
-        return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval)
+        return quality_of(self.task.metric, items, split)
 
 
 def extract_checkpoint(
