@@ -22,6 +22,7 @@ from elastic.recipe.training import (
     PreferredSampler,
     RandomSampler,
     SandwichSampler,
+    StrataSampler,
 )
 from elastic.space import ResolvedSpace, SearchSpace, Subnet
 from elastic.training import (
@@ -36,6 +37,7 @@ from elastic.training import (
     Sandwich,
     SimilarityDistillation,
     Stages,
+    Strata,
     TaskLoss,
     Uniform,
     Weights,
@@ -80,6 +82,8 @@ def _sampler(
     match section:
         case JointSampler():
             return Joint(named)
+        case StrataSampler():
+            return Strata(named, section.num, seed)
         case RandomSampler():
             return Random(space, seed, section.per_micro_step, section.largest)
         case SandwichSampler():

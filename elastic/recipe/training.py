@@ -22,6 +22,13 @@ class JointSampler(Section):
     name: Literal["joint"]
 
 
+class StrataSampler(Section):
+    """One granularity of each size class a step: between uniform and joint."""
+
+    name: Literal["strata"]
+    num: int = Field(2, ge=1, description="How many size classes, and so subnets a step.")
+
+
 class RandomSampler(Section):
     """A random subnet of the space a step."""
 
@@ -72,6 +79,7 @@ class PreferredSampler(Section):
 SAMPLER_SECTIONS: dict[str, type[Section]] = {
     "uniform": UniformSampler,
     "joint": JointSampler,
+    "strata": StrataSampler,
     "random": RandomSampler,
     "sandwich": SandwichSampler,
     "exit-pairs": ExitPairsSampler,
@@ -82,6 +90,7 @@ SAMPLER_SECTIONS: dict[str, type[Section]] = {
 SamplerSection = Annotated[
     UniformSampler
     | JointSampler
+    | StrataSampler
     | RandomSampler
     | SandwichSampler
     | ExitPairsSampler

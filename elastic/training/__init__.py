@@ -11,6 +11,7 @@ from elastic.training.samplers import (
     Sampler,
     Sandwich,
     Stages,
+    Strata,
     Uniform,
 )
 from elastic.training.trainer import ElasticMixin, ElasticTrainer
@@ -36,6 +37,7 @@ __all__ = [
     "Sandwich",
     "SimilarityDistillation",
     "Stages",
+    "Strata",
     "TaskLoss",
     "Uniform",
     "Weights",

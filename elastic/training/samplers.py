@@ -7,6 +7,7 @@ read from its forward pass (see `elastic.training.passes`).
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -73,6 +74,33 @@ class Joint:
     def __call__(self, step: int, micro_step: int) -> Sequence[Subnet]:
         """Return all subnets, the largest first."""
         return sorted(self.subnets, key=_size, reverse=True)
+
+
+@dataclass(frozen=True)
+class Strata:
+    """One subnet of each size class: between one a step (`Uniform`) and all of them (`Joint`), in cost and in quality.
+
+    The subnets are sorted by size and split into ``num`` classes of about as many; each step draws one of each.
+    """
+
+    subnets: Sequence[Subnet]
+    num: int = 2
+    seed: int = 0
+    _classes: tuple[tuple[Subnet, ...], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _require(self.subnets)
+        if not 1 <= self.num <= len(self.subnets):
+            raise SpaceError(f"{len(self.subnets)} subnets cannot be split into {self.num} size classes.")
+        ranked = sorted(self.subnets, key=_size, reverse=True)
+        bounds = [len(ranked) * index // self.num for index in range(self.num + 1)]
+        classes = tuple(tuple(ranked[a:b]) for a, b in itertools.pairwise(bounds))
+        object.__setattr__(self, "_classes", classes)
+
+    def __call__(self, step: int, micro_step: int) -> Sequence[Subnet]:
+        """Return one subnet of each class, the largest first."""
+        rng = generator(self.seed, step)
+        return [rng.choice(one) for one in self._classes]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from elastic.training import (
     Random,
     Sandwich,
     Stages,
+    Strata,
     Uniform,
     by_exit,
     by_subnet,
@@ -40,6 +41,7 @@ def test_the_same_step_gives_the_same_subnets(step, seed):
         lambda: Uniform(GRANULARITIES, seed, weights=[1, 2, 3]),
         lambda: Sandwich(SPACE, 2, seed),
         lambda: Joint(GRANULARITIES),
+        lambda: Strata(GRANULARITIES, 2, seed),
         lambda: Random(SPACE, seed),
         lambda: ExitPairs(GRID, seed),
         lambda: LayerDrop(SPACE, 0.4, seed, exits=[1, 2, 3], rotation=2),
@@ -78,6 +80,15 @@ def test_weights_say_how_often_each_is_drawn():
     drawn = Counter(sampler(step, 0)[0] for step in range(4000))
     assert drawn[GRANULARITIES[0]] == 0
     assert 2800 <= drawn[SPACE.largest] <= 3200
+
+
+def test_strata_draw_one_of_each_size_class():
+    four = [SPACE.smallest, SPACE.uniform(ffn=16), SPACE.uniform(ffn=32), SPACE.largest]
+    drawn = [Strata(four, 2)(step, 0) for step in range(200)]
+    assert all(large in four[2:] and small in four[:2] for large, small in drawn)
+    assert {subnet for pair in drawn for subnet in pair} == set(four)
+    with pytest.raises(SpaceError, match="4 subnets cannot be split into 5"):
+        Strata(four, 5)
 
 
 def test_sandwich_runs_the_named_ones_in_every_step():
