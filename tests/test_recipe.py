@@ -114,3 +114,10 @@ def test_overrides_reach_into_sections_and_add_keys():
 def test_overrides_that_make_no_sense(override):
     with pytest.raises(RecipeError, match="--set"):
         load_recipe(RECIPES[0], [override])
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-6", 1e-6), ("2E3", 2000.0), ("-1.5e+2", -150.0), (".5e1", 5.0)])
+def test_numbers_without_a_point_are_numbers(text, value):
+    recipe = load_recipe(ROOT / "recipes" / "matformer.yaml", [f"training.arguments.learning_rate={text}"])
+    assert recipe.training.arguments["learning_rate"] == value
+    assert load_recipe(ROOT / "recipes" / "matformer.yaml", ["description=1e-6x"]).description == "1e-6x"

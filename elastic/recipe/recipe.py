@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from elastic.errors import RecipeError, did_you_mean
 from elastic.recipe.data import DATA_SECTIONS, DataSection
+from elastic.recipe.read import read_yaml
 from elastic.recipe.routers import RoutersSection
 from elastic.recipe.section import Number, Section
 from elastic.recipe.training import SAMPLER_SECTIONS, TrainingSection
@@ -69,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, variant: str | Non
     if not path.is_file():
         raise RecipeError(f"there is no recipe at {path}; the recipes that come with Elastic are in recipes/.")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = read_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict):
@@ -107,7 +108,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise RecipeError(f"--set {override}: write it as key.subkey=value.")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
     _put(data, path, value, f"--set {override}")
