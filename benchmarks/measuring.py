@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import platform
 import statistics
@@ -36,6 +37,18 @@ def interleaved(
 def median_ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float:
     """Return the median over rounds of one contestant's time by another's in the same round."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def quality_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that trains by a recipe and measures quality."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", default="test", help="validation while a recipe is being designed")
+    parser.add_argument("--variant")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    return parser
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,6 @@ same; of models trained alone, the largest trained alone.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from measuring import write_csv
+from measuring import quality_arguments, write_csv
 
 from elastic.cost import CostModel
 from elastic.data import Task, load_task
@@ -132,14 +131,8 @@ def compare(recipe: Recipe, split: str, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = quality_arguments(__doc__)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", default="test", help="validation while a recipe is being designed")
-    parser.add_argument("--variant")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()

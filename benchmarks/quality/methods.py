@@ -15,7 +15,6 @@ r"""What each method promises of its own axis, measured on held-out data.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
@@ -29,7 +28,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from measuring import ROOT, write_csv
+from measuring import ROOT, quality_arguments, write_csv
 
 from elastic.pipeline import Universal, train
 from elastic.recipe import Recipe, load_recipe, parse_recipe
@@ -124,14 +123,8 @@ def summary(method: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = quality_arguments(__doc__)
     parser.add_argument("method", choices=METHODS)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", default="test", help="validation while a recipe is being designed")
-    parser.add_argument("--variant")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -139,9 +132,7 @@ def main() -> None:
     for seed in args.seeds:
         path = ROOT / "recipes" / f"{args.method}.yaml"
         recipe = load_recipe(path, [*args.overrides, f"seed={seed}"], variant=args.variant)
-        found = {"layerdrop": layerdrop, "sortednet": sortednet, "universal": universal}[args.method](
-            recipe, args.split
-        )
+        found = METHODS[args.method](recipe, args.split)
         rows += [{"seed": seed, "split": args.split, **row} for row in found]
         write_csv(args.output, rows)
         summary(args.method, rows)

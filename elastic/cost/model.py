@@ -72,9 +72,7 @@ class CostModel:
         # A search asks for thousands of subnets that are made of few distinct layers.
         self._traced_peak = functools.cache(self._trace_peak)
         self._cut_model = functools.cache(self._of_layers)
-        self._at_hidden = functools.cache(
-            lambda hidden: CostModel(model_class, config, self.input_shapes, hidden=hidden)
-        )
+        self._at_hidden = functools.cache(self._narrowed)
         self._trace_flops()
 
     @classmethod
@@ -100,6 +98,10 @@ class CostModel:
             activation_bytes=self._activation_bytes(subnet),
             input_shapes=self.input_shapes,
         )
+
+    def _narrowed(self, hidden: int | None) -> CostModel:
+        """Return the cost model of the same architecture at another hidden size."""
+        return CostModel(self._model_class, self._config, self.input_shapes, hidden=hidden)
 
     # FLOPs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -59,9 +58,14 @@ class DecoderCostModel(CostModel):
     """
 
     def __init__(
-        self, model_class: type[PreTrainedModel], config: PreTrainedConfig, phase: Phase, **options: Any
+        self,
+        model_class: type[PreTrainedModel],
+        config: PreTrainedConfig,
+        phase: Phase,
+        *,
+        hidden: int | None = None,
     ) -> None:
-        """Trace an architecture.
+        """Trace an architecture, with its residual stream cut to ``hidden`` dimensions if given.
 
         Raises:
             ElasticError: if it is no decoder, or takes fewer tokens.
@@ -79,10 +83,10 @@ class DecoderCostModel(CostModel):
         self.phase = phase
         self._head_dim = family.head_dim(config)
         self._windows = [_window(layer) for layer in DynamicCache(config=config).layers]
-        super().__init__(model_class, config, {"input_ids": (1, phase.new)}, **options)
-        self._at_hidden = functools.cache(
-            lambda hidden: DecoderCostModel(model_class, config, phase, **{**options, "hidden": hidden})
-        )
+        super().__init__(model_class, config, {"input_ids": (1, phase.new)}, hidden=hidden)
+
+    def _narrowed(self, hidden: int | None) -> DecoderCostModel:
+        return DecoderCostModel(self._model_class, self._config, self.phase, hidden=hidden)
 
     def cost(self, subnet: Subnet) -> Cost:
         """Return the cost of the phase for ``subnet``, its key-value cache included.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +28,7 @@ from elastic.space import ResolvedSpace, SearchSpace, Subnet
 from elastic.training import (
     Buckets,
     Distillation,
+    EmbeddingLoss,
     ExitPairs,
     Joint,
     LayerDrop,
@@ -48,7 +49,6 @@ from elastic.training.weights import even
 
 NUM_SCORED = 64
 """Training examples over which subnets are preferred: as many as PreNAS takes noise images."""
-EmbeddingLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def make_sampler(recipe: Recipe, model: PreTrainedModel, task: Task, granularities: Mapping[str, Subnet]) -> Sampler:

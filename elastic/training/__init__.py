@@ -14,7 +14,7 @@ from elastic.training.samplers import (
     Strata,
     Uniform,
 )
-from elastic.training.trainer import ElasticMixin, ElasticTrainer
+from elastic.training.trainer import ElasticMixin, ElasticTrainer, EmbeddingLoss
 from elastic.training.weights import Weights, by_exit, by_subnet
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Distillation",
     "ElasticMixin",
     "ElasticTrainer",
+    "EmbeddingLoss",
     "ExitPairs",
     "Joint",
     "LayerDrop",
