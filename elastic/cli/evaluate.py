@@ -41,12 +41,14 @@ def evaluate(
         raise ElasticError("give either --threshold or --capacity, not both.")
     share = None if capacity is None else read_capacity(capacity)
     from elastic.checkpoint import read_record
-    from elastic.pipeline import Universal, measure_routed, threshold_of
+    from elastic.pipeline import Universal
     from elastic.selection import Measured
 
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))
     subnets = {"": read_subnet_option(subnet)} if subnet else universal.granularities
     if routed:
+        from elastic.pipeline import measure_routed, threshold_of
+
         measured = []
         with progress("Measuring") as on_progress:
             for name, choice in subnets.items():

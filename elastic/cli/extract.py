@@ -96,7 +96,7 @@ def extract(
     from elastic.checkpoint import read_record
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
-    from elastic.pipeline import Universal, extract_checkpoint, frozen_subnet, is_stock
+    from elastic.pipeline import Universal, extract_checkpoint, is_stock
     from elastic.selection import Measured, search
 
     check_output(output)
@@ -114,6 +114,8 @@ def extract(
     shapes = read_input_shape(input_shape, recorded)
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
     if frozen_routers:
+        from elastic.pipeline import frozen_subnet
+
         chosen = frozen_subnet(universal, share)
     if chosen:
         kind = "uniform" if chosen.is_uniform else "mix"

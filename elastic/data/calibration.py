@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from elastic.data.files import load_rows
@@ -75,6 +74,8 @@ def calibration_from_text(path: str, tokenizer_name: str, num_examples: int, *, 
 def _texts(path: str) -> list[str]:
     if Path(path).suffix == ".parquet" or not (Path(path).exists() or path.startswith((".", "/"))):
         try:
+            from datasets import load_dataset
+
             data = (
                 load_dataset("parquet", data_files=path, split="train")
                 if Path(path).is_file()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from datasets import DatasetDict, load_dataset
+from typing import TYPE_CHECKING
 
 from elastic.errors import RecipeError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
 """The names that the files of each split may have."""
@@ -18,6 +20,8 @@ def load_splits(path: str) -> DatasetDict:
     Raises:
         RecipeError: if there is neither.
     """
+    from datasets import load_dataset  # takes a second to import, and the built-in data does without
+
     folder = Path(path).expanduser()
     if folder.is_dir():
         files = {}
@@ -51,6 +55,8 @@ def load_rows(path: str, column: str) -> list[str]:
         except UnicodeDecodeError:
             raise RecipeError(f"{file} is neither parquet nor UTF-8 text.") from None
         return [line.strip() for line in lines if line.strip()]
+    from datasets import load_dataset
+
     data = load_dataset("parquet", data_files=str(file), split="train")
     if column not in data.column_names:
         raise RecipeError(f"{file} has no column '{column}'; it has {', '.join(data.column_names)}.")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
@@ -95,6 +94,8 @@ def pair_similarities(embeddings: torch.Tensor, scores: torch.Tensor) -> torch.T
 
 def rank_correlation(pairs: torch.Tensor) -> float:
     """Return Spearman's rank correlation of two columns, in percent."""
+    from scipy.stats import spearmanr  # takes a second to import, and most tasks do without
+
     return 100.0 * float(spearmanr(pairs[:, 0].numpy(), pairs[:, 1].numpy()).statistic)
 
 

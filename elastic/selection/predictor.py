@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from elastic.selection.measured import Quality
 from elastic.space import WIDTHS, ResolvedSpace, Subnet
@@ -137,6 +136,8 @@ def _ridge(features: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarra
 
 
 def _errors(features: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[float, float]:
+    from scipy.stats import spearmanr  # takes a second to import, and most commands do not search
+
     predicted = np.empty_like(targets)
     folds = np.arange(len(targets)) % NUM_FOLDS
     for fold in range(NUM_FOLDS):
