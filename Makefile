@@ -30,10 +30,10 @@ demo: $(INSTALLED)
 	@echo "Done. Open demo/report/index.html in a browser."
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

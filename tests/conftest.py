@@ -19,7 +19,7 @@ from elastic.extraction import is_portable
 from elastic.families import get_family
 from elastic.nested import get_elastic, make_elastic
 from elastic.space import Subnet
-from tests.tiny import MODELS, SPACE, SPACE_OF_ALL_HEADS
+from tests.tiny import MODELS, SPACE, SPACE_OF_ALL_HEADS, sweep
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -47,6 +47,10 @@ def portable_subnets(model) -> list[Subnet]:
     elastic = get_elastic(model)
     smaller = [s for s in elastic.resolved.uniform_subnets() if s != elastic.resolved.largest]
     return [s for s in smaller if is_portable(elastic.family, model.config, s)]
+
+
+few_families = pytest.mark.parametrize("universal", sweep(), indirect=True)
+"""For what depends on the structure of a model at most: representatives, and all families under ``-m slow``."""
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from elastic.extraction import (
 from elastic.families import get_family
 from elastic.nested import active, get_elastic, make_elastic
 from elastic.space import SearchSpace, Subnet
-from tests.conftest import fitting, portable_subnets, subnets
+from tests.conftest import few_families, fitting, portable_subnets, subnets
 from tests.tiny import DECODERS, MODELS
 
 
@@ -35,6 +35,7 @@ def test_extracted_equals_active_subnet(universal, subnet):
     assert verify_extraction(universal, subnet, small, inputs) <= 1e-5
 
 
+@few_families
 @given(subnet=subnets())
 def test_extracted_model_has_no_dead_weights(universal, subnet):
     subnet = fitting(universal, subnet)
@@ -93,6 +94,7 @@ def test_uniform_subnets_load_stock(universal, tmp_path):
             assert largest_difference(universal(**inputs)[0], stock(**inputs)[0]) <= 1e-5
 
 
+@few_families
 @pytest.mark.parametrize(
     "subnet",
     [
@@ -145,6 +147,7 @@ def test_layer_types_are_cut(universal):
         assert getattr(body_config(small.config), name, None) == (values and values[1:])
 
 
+@few_families
 def test_extraction_keeps_dtype_and_shares_no_memory(universal):
     universal.to(torch.bfloat16)
     small = extract(universal, get_elastic(universal).resolved.largest)
@@ -153,6 +156,7 @@ def test_extraction_keeps_dtype_and_shares_no_memory(universal):
     assert not pointers & {p.data_ptr() for p in small.parameters()}
 
 
+@few_families
 def test_verification_notices_a_wrong_weight(universal):
     subnet = get_elastic(universal).resolved.largest
     small = extract(universal, subnet)
@@ -162,6 +166,7 @@ def test_verification_notices_a_wrong_weight(universal):
         verify_extraction(universal, subnet, small, sample_inputs(universal.config, batch=2))
 
 
+@few_families
 def test_width_above_the_maximum_is_refused(universal):
     with pytest.raises(SpaceError, match="ffn=65 of layer 1 is above the maximum of this model, which is 64"):
         extract(universal, Subnet(ffn=(64, 65, 64), heads=(4, 4, 4)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import pytest
 import torch
 import transformers
 from transformers import (
@@ -129,6 +130,17 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
                     layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
     "phi3": _tiny("Phi3ForCausalLM", "Phi3Config", **_DECODER, original_max_position_embeddings=64),
 }  # fmt: skip
+
+REPRESENTATIVES = ("bert", "gpt2", "llama", "modernbert", "phi3", "vit", "whisper")
+"""One of each structure: norms after and before sub-layers, Conv1D, grouped and fused projections, a first layer that
+differs from the others; texts, images and sounds."""
+
+
+def sweep(fast: Iterable[str] = REPRESENTATIVES, of: Iterable[str] = MODELS) -> list[object]:
+    """Return models to test with: all of them, and without ``-m slow`` some that stand for the others."""
+    fast = set(fast)
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in sorted(of)]
+
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "phi3")
 

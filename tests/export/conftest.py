@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from elastic.export import ExportReport, export_onnx
+from elastic.export import ExportReport, export_onnx, read_source
+from tests.embedder import write_embedder
 from tests.tiny import MODELS
 
 
@@ -35,6 +36,19 @@ def exported(tmp_path_factory):
         return done[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory):
+    """A stock embedder's folder, not to be changed."""
+    return write_embedder(tmp_path_factory.mktemp("embedder") / "embedder")
+
+
+@pytest.fixture(scope="session")
+def exported_embedder(embedder, tmp_path_factory) -> ExportReport:
+    """The report of its export; the bundle is not to be changed."""
+    source = read_source(embedder)
+    return export_onnx(source.model, tmp_path_factory.mktemp("bundles") / "embedder", **source.details)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,14 +21,9 @@ from elastic.export import export_onnx, read_source, run_bundle, verify_bundle
 from elastic.extraction import extract
 from elastic.nested import get_elastic, make_elastic
 from elastic.space import SearchSpace, Subnet
-from tests.embedder import WORDS, write_embedder
+from tests.embedder import WORDS
 
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(12)] + [" ".join(WORDS * 3)]
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
-    return write_embedder(tmp_path_factory.mktemp("embedder") / "embedder")
 
 
 def run_texts(bundle, tmp_path, texts=TEXTS):
@@ -41,15 +37,15 @@ def export(folder, bundle, **options):
     return export_onnx(source.model, bundle, **source.details)
 
 
-def test_a_bundle_embeds_texts_as_sentence_transformers_does(embedder, tmp_path):
-    report = export(embedder, tmp_path / "bundle")
+def test_a_bundle_embeds_texts_as_sentence_transformers_does(embedder, exported_embedder, tmp_path):
+    report = exported_embedder
     assert [spec.name for spec in report.manifest.inputs] == ["input_ids", "attention_mask"]
     assert report.manifest.outputs[0].shape == ("batch", 32)
     assert report.manifest.preprocess["tokenizer"]["file"] == "tokenizer.json"
     assert report.manifest.max_sizes == {"sequence": 32}
     expected = SentenceTransformer(str(embedder), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(run_texts(tmp_path / "bundle", tmp_path), expected, atol=1e-5)
-    assert verify_bundle(tmp_path / "bundle").max_abs_diff < 1e-5
+    np.testing.assert_allclose(run_texts(report.bundle_dir, tmp_path), expected, atol=1e-5)
+    assert verify_bundle(report.bundle_dir).max_abs_diff < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["cls", "max", "weightedmean", "lasttoken"])
@@ -92,14 +88,13 @@ def test_an_extracted_embedder_with_different_layers(embedder, tmp_path):
     np.testing.assert_allclose(run_texts(tmp_path / "bundle", tmp_path), expected, atol=1e-5)
 
 
-def test_the_weights_have_the_names_of_the_checkpoint(embedder, tmp_path):
-    export(embedder, tmp_path / "bundle")
-    names = {tensor.name for tensor in onnx.load(tmp_path / "bundle" / "model.onnx").graph.initializer}
+def test_the_weights_have_the_names_of_the_checkpoint(exported_embedder):
+    names = {tensor.name for tensor in onnx.load(exported_embedder.bundle_dir / "model.onnx").graph.initializer}
     assert "embeddings.word_embeddings.weight" in names
 
 
-def test_texts_without_tokenizers_end_in_one_sentence(embedder, tmp_path):
-    export(embedder, tmp_path / "bundle")
+def test_texts_without_tokenizers_end_in_one_sentence(exported_embedder, tmp_path):
+    shutil.copytree(exported_embedder.bundle_dir, tmp_path / "bundle")
     (tmp_path / "texts.txt").write_text("the cat\n")
     code = (
         "import runpy, sys\nfor name in ('torch', 'elastic', 'tokenizers', 'transformers'): sys.modules[name] = None\n"

@@ -10,13 +10,11 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 from elastic.errors import CheckError, CheckpointError
 from elastic.export import bench_bundle, export_onnx, parity, read_source, verify_bundle
-from tests.embedder import write_embedder
 from tests.tiny import MODELS, tiny_bert
 
 
-def test_an_int8_embedder_is_smaller_and_says_how_alike_it_is(tmp_path):
-    source = read_source(write_embedder(tmp_path / "embedder"))
-    plain = export_onnx(source.model, tmp_path / "plain", **source.details)
+def test_an_int8_embedder_is_smaller_and_says_how_alike_it_is(embedder, exported_embedder, tmp_path):
+    source = read_source(embedder)
     small = export_onnx(source.model, tmp_path / "small", precision="int8", **source.details)
     cosine = small.manifest.quality["cosine_to_fp32"]
     assert 0.97 < cosine["min"] <= cosine["mean"] < 1
@@ -29,7 +27,7 @@ def test_an_int8_embedder_is_smaller_and_says_how_alike_it_is(tmp_path):
     scales = [tensor for name, tensor in weights.items() if name.endswith("_scale") and len(tensor.dims) == 1]
     assert scales, "no weight has a scale per channel"
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights.values())
-    assert plain.manifest.quality is None
+    assert exported_embedder.manifest.quality is None
     assert verify_bundle(tmp_path / "small").precision == "int8"
     assert bench_bundle(tmp_path / "small", rounds=1).median_ms > 0
 

@@ -13,7 +13,7 @@ from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.families import output_dim
 from elastic.nested import active, get_elastic, make_elastic, resumed_from
 from elastic.space import SearchSpace, Subnet
-from tests.conftest import fitting, make_tiny_elastic
+from tests.conftest import few_families, fitting, make_tiny_elastic
 from tests.tiny import DECODERS, MODELS, SPACE, tiny_llama, tiny_vit
 
 SMALL = Subnet(ffn=(16, 0, 32), heads=(2, 4, 0), hidden=20)
@@ -45,6 +45,7 @@ def test_universal_checkpoint_is_a_stock_checkpoint(name, tmp_path):
     assert largest_difference(outputs(stock, inputs), outputs(model, inputs)) == 0
 
 
+@few_families
 def test_full_model_returns_after_an_exception(universal):
     inputs = sample_inputs(universal.config, batch=2)
     full = outputs(universal, inputs)
@@ -54,6 +55,7 @@ def test_full_model_returns_after_an_exception(universal):
     assert torch.equal(outputs(universal, inputs), full)
 
 
+@few_families
 def test_blocks_nest(universal):
     inputs = sample_inputs(universal.config, batch=2)
     other = get_elastic(universal).resolved.smallest
@@ -64,6 +66,7 @@ def test_blocks_nest(universal):
         assert torch.equal(outputs(universal, inputs), small)
 
 
+@few_families
 def test_two_models_do_not_disturb_each_other(universal):
     copied = copy.deepcopy(universal)
     inputs = sample_inputs(universal.config, batch=2)
@@ -73,6 +76,7 @@ def test_two_models_do_not_disturb_each_other(universal):
         assert not torch.equal(outputs(universal, inputs), full)
 
 
+@few_families
 def test_two_threads_do_not_disturb_each_other(universal):
     inputs = sample_inputs(universal.config, batch=2)
     subnets = [
@@ -175,11 +179,13 @@ def test_a_plain_model_is_refused():
         pass
 
 
+@few_families
 def test_making_elastic_twice_is_refused(universal):
     with pytest.raises(ElasticError, match="elastic already"):
         make_elastic(universal, SPACE)
 
 
+@few_families
 def test_wrong_subnets_are_refused(universal):
     with (
         pytest.raises(SpaceError, match="the subnet has 1 layers, and the model has 3"),

@@ -21,7 +21,7 @@ from elastic.folder import sha256
 from elastic.nested import get_elastic
 from elastic.space import Subnet
 from elastic.streaming import source, stream_extraction
-from tests.conftest import make_tiny_elastic, portable_subnets
+from tests.conftest import few_families, make_tiny_elastic, portable_subnets
 from tests.tiny import MODELS
 
 
@@ -64,11 +64,21 @@ def extracted_in_memory(folder, subnet, output):
     return output
 
 
-@pytest.mark.parametrize("choose", [mixed, without_first, lambda model: (portable_subnets(model) or [None])[0]])
-def test_same_bytes_as_in_memory(universal, tmp_path, choose):
-    subnet = choose(universal)
-    if subnet is None:
-        pytest.skip("no uniform subnet of this family is a stock model")
+def smallest_stock(model) -> Subnet:
+    return portable_subnets(model)[0]
+
+
+def test_same_bytes_as_in_memory(universal, tmp_path):
+    check_same_bytes(universal, tmp_path, mixed(universal))
+
+
+@few_families
+@pytest.mark.parametrize("choose", [without_first, smallest_stock])
+def test_same_bytes_of_other_subnets(universal, tmp_path, choose):
+    check_same_bytes(universal, tmp_path, choose(universal))
+
+
+def check_same_bytes(universal, tmp_path, subnet):
     folder = save_universal(universal, tmp_path / "universal")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     expected = extracted_in_memory(folder, subnet, tmp_path / "memory")
@@ -86,6 +96,7 @@ def test_same_bytes_as_in_memory(universal, tmp_path, choose):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["memory", "streamed", "universal"]
 
 
+@few_families
 def test_several_files_on_both_sides(universal, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "CHUNK_BYTES", 1000)
     folder = save_universal(universal, tmp_path / "universal", max_shard_size="20KB")
