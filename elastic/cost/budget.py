@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, fields
+from decimal import Decimal
 
 from elastic.cost.cost import Cost
 from elastic.errors import BudgetError
 
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1,
-          "kb": 1e3, "mb": 1e6, "gb": 1e9}  # fmt: skip
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1,
+          "kb": 10**3, "mb": 10**6, "gb": 10**9}  # fmt: skip
+_MAX_DIGITS = 24
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*([a-z]*|%)\s*", re.IGNORECASE)
 
 
@@ -22,9 +23,10 @@ def parse_quantity(text: str | int | float, of: int) -> int:
     """
     match = _QUANTITY.fullmatch(str(text))
     unit = match[2].lower() if match else ""
-    if match and (unit == "%" or unit in _UNITS):
-        value = float(match[1]) * (of / 100 if unit == "%" else _UNITS[unit])
-        if math.isfinite(value) and value >= 1:
+    if match and (unit == "%" or unit in _UNITS) and (number := Decimal(match[1])).adjusted() < _MAX_DIGITS:
+        # In decimals: as floats, 100% of 29 is 28.999999999999996, and 8.2M is 8199999.999999999.
+        value = number * of / 100 if unit == "%" else number * _UNITS[unit]
+        if value >= 1:
             return int(value)
     raise BudgetError(f"'{text}' is not a budget; write a positive number such as 2G, 500M, 1.5e9, 64MiB or 60%.")
 

@@ -190,6 +190,12 @@ def test_whole_numbers_are_kept_exactly(number):
     assert parse_quantity(number, of=1) == number
 
 
+@given(st.integers(1, 10**15), st.integers(1, 10**6))
+def test_budgets_lose_nothing_to_binary_fractions(of, thousandths):
+    assert parse_quantity("100%", of=of) == of
+    assert parse_quantity(f"{thousandths / 1000:.3f}k", of=1) == thousandths
+
+
 def test_evolution_gets_better_and_stays_within(universal):
     """With as many evaluations, children of the best are better than chance."""
     random_best = search(universal, Budget(flops="60%"), size, method="random", num_candidates=8, seed=3).best
