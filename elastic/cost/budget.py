@@ -94,6 +94,7 @@ def _spent(cost: Cost, name: str) -> int:
 
 def format_quantity(value: float) -> str:
     """Return a number as people read it: ``1234567`` is ``1.23M``."""
+    value = float(f"{value:.3g}")  # Before the unit is chosen: 999,999 is 1M, not 1000k.
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g}{unit}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.cost import Budget, CostModel, parse_quantity
+from elastic.cost import Budget, CostModel, format_quantity, parse_quantity
 from elastic.errors import BudgetError, CheckError, SpaceError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
@@ -188,6 +188,13 @@ def test_quantities_that_are_none(text):
 @given(st.integers(1, 10**15))
 def test_whole_numbers_are_kept_exactly(number):
     assert parse_quantity(number, of=1) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999, "999"), (1234567, "1.23M"), (999_499, "999k"), (999_999, "1M"), (999.9, "1k"), (0, "0")]
+)
+def test_quantities_as_people_read_them(value, text):
+    assert format_quantity(value) == text
 
 
 @given(st.integers(1, 10**15), st.integers(1, 10**6))
