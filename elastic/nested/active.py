@@ -174,10 +174,11 @@ def resumed_from(model: nn.Module, stream: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the ``with`` block."""
-    was_training = model.training
+    """Switch dropout off inside the ``with`` block; afterwards every module is in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training

@@ -11,7 +11,7 @@ import torch
 from elastic.errors import ElasticError, SpaceError
 from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.families import output_dim
-from elastic.nested import active, get_elastic, make_elastic, resumed_from
+from elastic.nested import active, evaluating, get_elastic, make_elastic, resumed_from
 from elastic.space import SearchSpace, Subnet
 from tests.conftest import few_families, fitting, make_tiny_elastic
 from tests.tiny import DECODERS, MODELS, SPACE, tiny_llama, tiny_vit
@@ -53,6 +53,16 @@ def test_full_model_returns_after_an_exception(universal):
         assert not torch.equal(outputs(universal, inputs), full)
         raise RuntimeError("boom")
     assert torch.equal(outputs(universal, inputs), full)
+
+
+def test_evaluating_gives_every_module_its_mode_back():
+    model = MODELS["bert"]().train()
+    model.bert.encoder.layer[0].eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert modes == [module.training for module in model.modules()]
 
 
 @few_families
