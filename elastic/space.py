@@ -30,6 +30,13 @@ Choice = int | float
 """A whole number (neurons, heads, layers) or a fraction of the model's maximum in (0, 1]."""
 
 
+class _Unnamed(tuple[Choice, ...]):
+    """What an axis that is not named has: the model's maximum alone."""
+
+
+_UNNAMED = _Unnamed((1.0,))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """Which axes are elastic, and the choices of each, as fractions of the model's maximum or as whole numbers.
@@ -39,18 +46,20 @@ class SearchSpace:
     how many layers run at all before the model's head reads the stream, of which ``layers`` are kept.
     """
 
-    ffn: tuple[Choice, ...] = (1.0,)
-    heads: tuple[Choice, ...] = (1.0,)
-    layers: tuple[Choice, ...] = (1.0,)
-    attention: tuple[Choice, ...] = (1.0,)
-    mlp: tuple[Choice, ...] = (1.0,)
-    exit: tuple[Choice, ...] = (1.0,)
-    hidden: tuple[Choice, ...] = (1.0,)
-    embedding_dim: tuple[Choice, ...] = (1.0,)
+    ffn: tuple[Choice, ...] = _UNNAMED
+    heads: tuple[Choice, ...] = _UNNAMED
+    layers: tuple[Choice, ...] = _UNNAMED
+    attention: tuple[Choice, ...] = _UNNAMED
+    mlp: tuple[Choice, ...] = _UNNAMED
+    exit: tuple[Choice, ...] = _UNNAMED
+    hidden: tuple[Choice, ...] = _UNNAMED
+    embedding_dim: tuple[Choice, ...] = _UNNAMED
 
     def __post_init__(self) -> None:
         for axis in AXES:
             choices = getattr(self, axis)
+            if isinstance(choices, _Unnamed):
+                continue
             if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
                 raise SpaceError(f"axis '{axis}' needs a list of choices such as [0.5, 1.0], not {choices!r}.")
             for choice in choices:
@@ -77,6 +86,11 @@ class SearchSpace:
             if name not in AXES:
                 raise SpaceError(f"unknown axis '{name}' in the search space{did_you_mean(name, AXES)}")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The axes that were given, be it with the maximum alone."""
+        return tuple(axis for axis in AXES if not isinstance(getattr(self, axis), _Unnamed))
 
     def to_dict(self) -> dict[str, list[Choice]]:
         """Return the JSON form, axes at their maximum left out."""
@@ -212,14 +226,14 @@ class ResolvedSpace:
         Raises:
             SpaceError: if a choice is not in the space.
         """
-        wanted, named = choices.resolve(self.dims), choices.to_dict()
-        for axis in named:
+        wanted = choices.resolve(self.dims)
+        for axis in choices.named:
             for choice in getattr(wanted, axis):
                 if choice not in getattr(self, axis):
                     raise SpaceError(
                         f"{axis}={choice} is not in the space; its choices are {list(getattr(self, axis))}."
                     )
-        return replace(self, **{axis: getattr(wanted, axis) for axis in named})
+        return replace(self, **{axis: getattr(wanted, axis) for axis in choices.named})
 
     def aligned(self, multiple_of: int) -> ResolvedSpace:
         """Return the part of the space whose FFN widths and hidden sizes are multiples, or the model's own.

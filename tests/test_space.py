@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import random
 
 import pytest
@@ -157,3 +159,12 @@ def test_subnet_round_trip_and_hash():
     assert subnet.is_uniform
     assert not Subnet([16, 0, 0, 16], [4, 0, 4, 4]).is_uniform
     assert subnet.describe() == "2/4 layers, ffn 16, heads 4"
+
+
+def test_a_part_of_a_space_may_be_the_maximum_alone():
+    space = SearchSpace(ffn=[0.25, 1.0], layers=[2, 4]).resolve(DIMS)
+    part = space.within(SearchSpace.from_dict({"ffn": [1.0]}))
+    assert (part.ffn, part.layers) == ((DIMS.ffn,), (2, 4))
+    assert space.within(SearchSpace()) == space
+    assert copy.deepcopy(pickle.loads(pickle.dumps(SearchSpace(ffn=[1.0])))).named == ("ffn",)
+    assert SearchSpace(ffn=[1.0]) == SearchSpace()
