@@ -386,5 +386,5 @@ def _one_shot(
         if correction is not None and data is not None and subnet != resolved.largest:
             small = extract(model, subnet)
             correct(model, subnet, small, data, method=correction)
-            corrected[subnet] = measure(small, task, "validation")[0]
+            corrected[subnet] = measure(small, task, "validation", embedding_dim=subnet.embedding_dim)[0]
     return points, corrected

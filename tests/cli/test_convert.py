@@ -76,6 +76,19 @@ def test_plan_and_table(converted):
     assert "narrow: 3/3 layers, ffn 16, heads 4" in result.out
 
 
+def test_what_is_corrected_is_measured_as_long_as_the_subnet_embeds(embedder, recipe, tmp_path, monkeypatch):
+    """A correction that changes nothing must not change the quality either."""
+    monkeypatch.setattr("elastic.pipeline.conversion.correct", lambda *arguments, **options: None)
+    space = ("--space", "{embedding_dim: [4, 1.0], ffn: [0.25, 1.0], layers: [1, 3]}", "--order", "magnitude")
+    options = ("--recipe", recipe, "--num-calibration", 8, "--correct", "mean")
+    result = elastic("convert", embedder, *space, *options, "-o", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    found = [point for point in result.json["one_shot"] if point["subnet"].get("embedding_dim") == 4]
+    assert found
+    for point in found:
+        assert point["corrected"] == pytest.approx(point["quality"]["value"], abs=1e-3)
+
+
 def test_a_dry_run_writes_nothing(embedder, recipe, tmp_path):
     result = elastic("convert", embedder, "--recipe", recipe, "-o", tmp_path / "out", "--dry-run", "--json")
     assert result.json["plan"]["ffn"] == "16, 32, 64"
