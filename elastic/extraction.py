@@ -62,7 +62,7 @@ def smaller_model(
     family = get_family(config)
     stream = None if subnet.hidden is None else Stream.of(family, model_class, config)
     small = smaller_config(family, config, subnet, stream)
-    if not is_portable(family, config, subnet):
+    if getattr(small, "layer_sizes", None):
         model_class = portable.model_class(model_class)
     with torch.random.fork_rng(devices=[]):
         return model_class._from_config(small, dtype=dtype)  # type: ignore[no-any-return]

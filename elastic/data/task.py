@@ -150,7 +150,7 @@ def confidence_interval(metric: Metric, items: torch.Tensor, *, seed: int = 0) -
 
 
 def fingerprint(task: Task, split: str) -> str:
-    """Return a hash of a split: its length and up to 64 of its examples, evenly spaced."""
+    """Return a hash of a split: its length, and 64 to 127 of its examples, evenly spaced, or all if it has fewer."""
     dataset = task.datasets[split]
     digest = hashlib.sha256(f"{len(dataset)}".encode())
     for index in range(0, len(dataset), max(1, len(dataset) // 64)):
