@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from elastic.checkpoint import RECORD_NAME, CheckpointRecord, load, model_class_of, read_record
+from elastic.data.embedder import is_embedder, read_embedder
 from elastic.errors import CheckpointError
 
 from .decoder import DecoderInputs
-from .embedder import Embedder, Exportable, body_of, is_embedder, read_embedder
+from .embedder import Embedder, Exportable, body_of
 from .inputs import DenseInputs, describe_inputs
 
 TOKENIZER_NAME = "tokenizer.json"

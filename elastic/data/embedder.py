@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from elastic.errors import RecipeError
+from elastic.errors import CheckpointError, ElasticError, RecipeError
 from elastic.space import ModelDims, Subnet
 
 MODULES_NAME = "modules.json"
@@ -26,55 +27,108 @@ def embed(head: nn.Module, returned: Any, inputs: Mapping[str, torch.Tensor]) ->
     return head(features)["sentence_embedding"]  # type: ignore[no-any-return]
 
 
-def load_embedder(name: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, nn.Module, int]:
-    """Load the tokenizer, what follows the Transformer (pooling, ...), and the longest input in tokens.
+@dataclass(frozen=True)
+class EmbedderFolder:
+    """What a sentence-transformers folder says around its Transformer."""
+
+    transformer: Path
+    """The folder of the Transformer."""
+    head: list[nn.Module]
+    max_length: int | None
+    """The longest text in tokens."""
+    lower_case: bool
+    """Whether texts are made lower case before they are tokenised."""
+
+
+def is_embedder(folder: Path) -> bool:
+    """Whether a folder is one of sentence-transformers."""
+    return (folder / MODULES_NAME).is_file()
+
+
+def read_embedder(folder: Path) -> EmbedderFolder:
+    """Read everything of a sentence-transformers folder but its Transformer.
+
+    Raises:
+        CheckpointError: if it does not begin with a Transformer, has a module from elsewhere (whose code is not run),
+            or sentence-transformers is not installed.
+    """
+    path = folder / MODULES_NAME
+    try:
+        entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads(path.read_text())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}.") from None
+    if not entries or entries[0][0].rpartition(".")[2] != "Transformer":
+        raise CheckpointError(f"{path} does not begin with a Transformer, and other embedders are not supported.")
+    transformer = folder / entries[0][1]
+    settings_path = transformer / "sentence_bert_config.json"
+    settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+    limit = settings.get("max_seq_length") or _tokenizer_limit(transformer)
+    head = [_load_module(folder, *entry) for entry in entries[1:]]
+    return EmbedderFolder(transformer, head, limit, bool(settings.get("do_lower_case")))
+
+
+def _load_module(folder: Path, kind: str, path: str) -> nn.Module:
+    if not kind.startswith("sentence_transformers."):
+        raise CheckpointError(
+            f"{folder / MODULES_NAME} has the module {kind}, which is not one of sentence-transformers."
+        )
+    _sentence_transformers()
+    from sentence_transformers.util import import_from_string
+
+    module_class: Any = import_from_string(kind)
+    try:
+        module: nn.Module = module_class.load(str(folder), subfolder=path)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the module {kind} of the embedder '{folder}' cannot be loaded: {error}") from None
+    return module.eval().requires_grad_(False)
+
+
+def _tokenizer_limit(folder: Path) -> int | None:
+    path = folder / "tokenizer_config.json"
+    limit = json.loads(path.read_text()).get("model_max_length") if path.is_file() else None
+    # Tokenizers without a limit say 1e30.
+    return int(limit) if limit and limit < 1_000_000 else None
+
+
+def load_embedder(name: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, nn.Module, int, bool]:
+    """Load the tokenizer, what follows the Transformer, the longest input in tokens, and whether case is dropped.
 
     The Transformer itself is the model that becomes elastic; an extracted one may not load as stock at all.
 
     Raises:
-        RecipeError: if sentence-transformers is not installed, or there is no such embedder.
+        RecipeError: if there is no such embedder.
+        CheckpointError: if its folder cannot be read, or sentence-transformers is not installed.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise RecipeError(
-            "the task 'sentence-similarity' needs sentence-transformers: `pip install sentence-transformers`."
-        ) from None
     folder = Path(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if (folder / MODULES_NAME).is_file():
-            head, limit = _load_head(folder), _read_limit(folder)
+        if is_embedder(folder):
+            parts = read_embedder(folder)
+            tokenizer = AutoTokenizer.from_pretrained(parts.transformer)
+            head, limit, lower_case = parts.head, parts.max_length, parts.lower_case
         else:
-            embedder = SentenceTransformer(name, device="cpu")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            embedder = _sentence_transformers().SentenceTransformer(name, device="cpu")
             head, limit = list(embedder)[1:], embedder.max_seq_length
+            lower_case = bool(getattr(embedder[0], "do_lower_case", False))
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ElasticError):
+            raise
         raise RecipeError(f"the embedder '{name}' cannot be loaded: {error}") from None
     limit = max_length or limit or tokenizer.model_max_length
-    return tokenizer, nn.Sequential(*head).eval().requires_grad_(False), int(limit)
+    return tokenizer, nn.Sequential(*head).eval().requires_grad_(False), int(limit), lower_case
 
 
-def _load_head(folder: Path) -> list[nn.Module]:
-    from sentence_transformers.util import import_from_string
-
-    modules = []
-    for entry in json.loads((folder / MODULES_NAME).read_text())[1:]:
-        # Another package's class would be somebody else's code.
-        if not entry["type"].startswith("sentence_transformers."):
-            raise RecipeError(f"{folder} has the module {entry['type']}, which is not one of sentence-transformers.")
-        module_class: Any = import_from_string(entry["type"])
-        modules.append(module_class.load(str(folder), subfolder=entry["path"]))
-    return modules
-
-
-def _read_limit(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+def _sentence_transformers() -> Any:
+    try:
+        import sentence_transformers
+    except ImportError:
+        raise CheckpointError("embedders need sentence-transformers: `pip install sentence-transformers`.") from None
+    return sentence_transformers
 
 
 def cut_embedder(folder: Path, subnet: Subnet, dims: ModelDims) -> None:
     """Let what lies behind the Transformer in an extracted embedder's folder fit its subnet."""
-    if not (folder / MODULES_NAME).is_file():
+    if not is_embedder(folder):
         return
     if subnet.hidden is not None:
         _narrow_pooling(folder, subnet.hidden)

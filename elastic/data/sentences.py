@@ -59,10 +59,11 @@ def pairs_task(
         max_length: longest input in tokens; None for the embedder's own.
         sentences: what to train on where there are no train pairs.
     """
-    tokenizer, head, limit = load_embedder(model_name, max_length)
+    tokenizer, head, limit, lower_case = load_embedder(model_name, max_length)
 
     def encode(texts: Sequence[str]) -> list[dict[str, Any]]:
-        return _rows(dict(tokenizer(list(texts), truncation=True, max_length=limit))) if texts else []
+        texts = [text.lower() for text in texts] if lower_case else list(texts)
+        return _rows(dict(tokenizer(texts, truncation=True, max_length=limit))) if texts else []
 
     datasets: dict[str, Any] = {"train": encode(sentences)}
     for split, rows in pairs.items():

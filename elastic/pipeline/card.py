@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from elastic.checkpoint import CheckpointRecord
 from elastic.cost import format_quantity
+from elastic.data.embedder import is_embedder
 from elastic.portable import CODE_NAME, auto_class_of
 from elastic.selection import Measured
 from elastic.space import Subnet
@@ -46,7 +47,7 @@ def write_card(
     path = folder / CARD_NAME
     if path.exists():
         return
-    embeds, has_code = (folder / "modules.json").is_file(), (folder / CODE_NAME).is_file()
+    embeds, has_code = is_embedder(folder), (folder / CODE_NAME).is_file()
     auto_class = auto_class_of(model)
     data = ModelCardData(
         library_name="sentence-transformers" if embeds else "transformers",

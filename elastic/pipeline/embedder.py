@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from elastic.data.embedder import MODULES_NAME, is_embedder
 from elastic.errors import RecipeError
 from elastic.space import ResolvedSpace
 
@@ -22,10 +23,10 @@ def check_head(name: str | None, space: ResolvedSpace) -> None:
     Raises:
         RecipeError: if the hidden size is elastic, and a module with weights of its own reads the stream.
     """
-    modules = Path(name or "") / "modules.json"
-    if len(space.hidden) == 1 or not modules.is_file():
+    folder = Path(name or "")
+    if len(space.hidden) == 1 or not is_embedder(folder):
         return
-    for entry in json.loads(modules.read_text())[1:]:
+    for entry in json.loads((folder / MODULES_NAME).read_text())[1:]:
         kind = entry["type"].rpartition(".")[2]
         if kind not in _FOLLOWING:
             raise RecipeError(

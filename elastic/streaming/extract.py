@@ -28,6 +28,7 @@ from elastic.checkpoint import (
 )
 from elastic.cost import CostModel, InputShapes
 from elastic.cuts import Cut, find_cuts
+from elastic.data.embedder import cut_embedder, is_embedder
 from elastic.errors import CheckpointError, ElasticError
 from elastic.extraction import smaller_model
 from elastic.families import Family, get_family
@@ -219,9 +220,7 @@ def _write(extraction: Extraction, file: str, path: Path, count: Callable[[int],
 
 def _copy_parts(extraction: Extraction, folder: Path) -> None:
     copy_companions(extraction.folder, folder)
-    if (folder / "modules.json").is_file():
-        from elastic.data import cut_embedder
-
+    if is_embedder(folder):
         cut_embedder(folder, extraction.subnet, extraction.family.dims(extraction.model.config))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import elastic as library
+from elastic.data.sentences import pairs_task
 from tests.cli.conftest import elastic
 from tests.embedder import write_embedder, write_pairs
 
@@ -109,3 +111,14 @@ def test_methods_that_make_no_sense(recipe, tmp_path, override, part):
     assert result.code == 2
     assert part in " ".join(result.err.split())
     assert not (tmp_path / "universal").exists()
+
+
+def test_texts_are_made_lower_case_where_the_embedder_says_so(recipe, tmp_path):
+    folder = shutil.copytree(recipe.with_name("embedder"), tmp_path / "embedder")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": None}))
+    settings = folder / "sentence_bert_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": True}))
+    first, second = (pairs_task({"train": [(text, "a cat", 1.0)], "validation": [(text, "a cat", 1.0)]}, str(folder), 8)
+                     for text in ("THE Old CAT", "the old cat"))  # fmt: skip
+    assert first.datasets["train"][0]["first"]["input_ids"] == second.datasets["train"][0]["first"]["input_ids"]
