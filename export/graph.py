@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -19,6 +20,7 @@ from elastic.errors import CheckError, CheckpointError
 from .attention import traceable_attention
 from .embedder import Exportable, body_of
 from .inputs import ModelInputs, forward_outputs
+from .names import name_transposed_weights
 from .rewrite import rewrite
 from .runtime.manifest import TensorSpec
 
@@ -82,6 +84,7 @@ def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -
     graph = program.model
     rewrite(graph)
     _clean(graph)
+    name_transposed_weights(graph.graph, model)
     check_graph(graph, inputs, output_names)
     return graph
 
@@ -110,6 +113,13 @@ def output_specs(graph: ir.Model) -> tuple[TensorSpec, ...]:
         shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
         specs.append(TensorSpec(value.name, value.dtype.numpy().name, shape))
     return tuple(specs)
+
+
+def with_dtypes(specs: Sequence[TensorSpec], path: Path) -> tuple[TensorSpec, ...]:
+    """Return inputs or outputs with the types that they have in the graph of a file."""
+    graph = onnx.load(path, load_external_data=False).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
+    return tuple(replace(spec, dtype=ir.DataType(kinds[spec.name]).numpy().name) for spec in specs)
 
 
 def check_graph(graph: ir.Model, inputs: ModelInputs, output_names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,11 @@ class TextInputs:
 
 
 ModelInputs = DenseInputs | TextInputs | DecoderInputs
+
+
+def cast_inputs(arrays: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return inputs as the types that a graph takes."""
+    return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in specs}
 
 
 def describe_inputs(model: Exportable) -> ModelInputs:

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from elastic.errors import CheckpointError, did_you_mean
+from elastic.errors import CheckpointError
 from elastic.folder import new_folder
 
 from .embedder import Embedder, Exportable, body_of
-from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
-from .inputs import describe_inputs
+from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, with_dtypes, write_graph
+from .inputs import cast_inputs, describe_inputs
 from .manifest import tool_versions, write_manifest
-from .parity import INT8, ParityResult, check_parity, reference_samples, samples_to_keep
-from .quantize import Similarity, quantize_dynamic
+from .parity import ParityResult, check_parity, reference_samples, samples_to_keep
+from .precision.apply import Progress, QuantizationReport, apply_precision
+from .precision.options import FP32, PrecisionOptions
+from .precision.similarity import Similarity
 from .runtime.manifest import MANIFEST_NAME, Manifest, Parity
-from .runtime.samples import write_samples
+from .runtime.samples import Sample, write_samples
 
-PRECISION = "fp32"
-PRECISIONS = (PRECISION, INT8)
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
 
@@ -42,14 +42,18 @@ class ExportReport:
     tolerance: float
     manifest: Manifest
     similarity: Similarity | None = None
-    """Of a quantized graph's outputs to the model's."""
+    """Of the outputs of a graph of another precision than float32 to the model's."""
+    quantization: QuantizationReport | None = None
+    """What a graph of another precision than float32 costs in quality, and where."""
 
 
 def export_onnx(
     model: Exportable,
     bundle_dir: Path,
     *,
-    precision: str = PRECISION,
+    precision: str = FP32,
+    precision_options: PrecisionOptions | None = None,
+    progress: Progress | None = None,
     subnet: dict[str, Any] | None = None,
     cost: dict[str, Any] | None = None,
     quality: dict[str, Any] | None = None,
@@ -69,7 +73,10 @@ def export_onnx(
     Args:
         model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.
         bundle_dir: a folder that is not there yet.
-        precision: ``fp32``, or ``int8``: weights per channel, activations quantized as they come.
+        precision: ``fp32``, ``fp16``, ``int8`` (activations quantized as they come), ``int8-static`` (by calibration),
+            or ``int4`` (weights alone).
+        precision_options: what is asked of that precision, and the calibration data.
+        progress: told how many linear layers, of how many, have been measured, where each of them is.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
         quality: what was measured of its quality, for the manifest.
@@ -81,8 +88,8 @@ def export_onnx(
         OutputExistsError: if ``bundle_dir`` is there already.
         CheckError: if the graph does not compute what the model computes (says by how much).
     """
-    if precision not in PRECISIONS:
-        raise CheckpointError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
+    options = precision_options or PrecisionOptions()
+    options.check(precision)
     _check_model(model)
     _check_extra_files(extra_files)
     inputs = describe_inputs(model)
@@ -91,9 +98,13 @@ def export_onnx(
         graph = trace(model, inputs, list(samples[0].outputs))
         outputs = output_specs(graph)
         path = write_graph(graph, folder)
-        if precision == INT8:
-            quantize_dynamic(path)
-        parity = check_parity(path, inputs, outputs, samples, precision)
+        parity = check_parity(path, inputs, outputs, samples, FP32)
+        specs, quantization = inputs.specs, None
+        if precision != FP32:
+            quantization = apply_precision(path, precision, options, specs, outputs, progress)
+            specs, outputs = (with_dtypes(part, path) for part in (specs, outputs))
+            samples = tuple(Sample(cast_inputs(sample.inputs, specs), sample.outputs) for sample in samples)
+            parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
         _copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
@@ -105,7 +116,7 @@ def export_onnx(
             architecture=type(body_of(model)).__name__,
             opset=OPSET,
             ir_version=IR_VERSION,
-            inputs=inputs.specs,
+            inputs=specs,
             outputs=outputs,
             max_sizes=inputs.max_sizes,
             parity=Parity(
@@ -119,7 +130,7 @@ def export_onnx(
             tools=tool_versions(),
             subnet=subnet,
             cost=cost,
-            quality=_with_similarity(quality, parity),
+            quality=_with_costs(quality, parity, quantization),
             preprocess=preprocess,
         )
         manifest = write_manifest(folder, manifest)
@@ -130,14 +141,18 @@ def export_onnx(
         tolerance=parity.tolerance.max_abs_diff,
         manifest=manifest,
         similarity=parity.similarity,
+        quantization=quantization,
     )
 
 
-def _with_similarity(quality: dict[str, Any] | None, parity: ParityResult) -> dict[str, Any] | None:
-    """Add what quantization costs to what was measured before it."""
-    if parity.similarity is None:
+def _with_costs(
+    quality: dict[str, Any] | None, parity: ParityResult, quantization: QuantizationReport | None
+) -> dict[str, Any] | None:
+    """Add what a precision costs to what was measured before it."""
+    if parity.similarity is None or quantization is None:
         return quality
-    return {**(quality or {}), "cosine_to_fp32": asdict(parity.similarity)}
+    costs = {"cosine_to_fp32": asdict(parity.similarity), "quantization": quantization.to_dict()}
+    return {**(quality or {}), **costs}
 
 
 def _check_model(model: Exportable) -> None:
@@ -151,7 +166,7 @@ def _check_model(model: Exportable) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise CheckpointError(
-                f"'{name}' is {parameter.dtype}, and a graph of precision {PRECISION} is made from float32 weights; "
+                f"'{name}' is {parameter.dtype}, and a graph is made from float32 weights; "
                 "load the model with dtype=torch.float32."
             )
 

@@ -13,7 +13,8 @@ from elastic.errors import CheckError, CheckpointError
 
 from .embedder import Exportable
 from .inputs import ModelInputs, forward_outputs
-from .quantize import MIN_COSINE, Similarity, row_cosines
+from .precision.options import FP16, FP32
+from .precision.similarity import Similarity, row_cosines, similarity
 from .runtime.compare import Difference, compare
 from .runtime.manifest import TensorSpec
 from .runtime.samples import Sample
@@ -29,10 +30,17 @@ class Tolerance:
     """Classes whose logits are this close may swap; None if classes are not compared."""
 
 
-TOLERANCES = {"fp32": Tolerance(max_abs_diff=1e-4, argmax_tie=1e-5)}
-"""By precision; int8 is judged by cosines. Measured in fp32: about 1e-6; a wrong mask or a lost bias costs 1e-2."""
+FP32_TOLERANCE = Tolerance(max_abs_diff=1e-4, argmax_tie=1e-5)
+"""Measured: about 1e-6; a wrong mask or a lost bias costs 1e-2."""
 
-INT8 = "int8"
+FP16_SHARE = 0.01
+"""Of the largest output, how much float16 may differ. Measured: about 0.002 of it."""
+
+MIN_COSINES = {"fp16": 0.999, "int8": 0.97, "int8-static": 0.9, "int4": 0.9}
+"""Of the outputs to those in float32, on average over all rows of random inputs; below, a graph is refused.
+
+It tells a broken graph from a coarse one; what a precision costs on real inputs, calibration data says.
+"""
 
 MAX_SAMPLE_BYTES = 16_000_000
 
@@ -84,7 +92,6 @@ def check_parity(
     Raises:
         CheckError: if an output differs by more than the tolerance of the precision (says by how much, and where).
     """
-    tolerance = TOLERANCES.get(precision)
     session = open_graph(graph)
     differences: list[Difference] = []
     cosines = []
@@ -99,28 +106,34 @@ def check_parity(
             differences.append(compare(spec, sample.outputs[spec.name], array, mask, sizes))
             cosines.append(row_cosines(spec, sample.outputs[spec.name], array, mask))
     worst = max(differences, key=lambda difference: difference.max_abs_diff)
-    if tolerance is None:
-        similarity = _similarity(cosines, precision)
-        # What this machine saw, and as much again for the integer kernels of another one.
-        tolerance = Tolerance(2 * worst.max_abs_diff, None)
-        return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()), similarity)
+    found = None if precision == FP32 else _checked(similarity(cosines), precision)
+    tolerance = _tolerance(precision, samples, worst)
     for difference in (worst, *differences):
         if failure := difference.failure(tolerance.max_abs_diff, tolerance.argmax_tie):
             raise CheckError(f"the exported {precision} graph does not compute what the model computes: {failure}.")
-    return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()))
+    return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()), found)
 
 
-def _similarity(cosines: Sequence[np.ndarray], precision: str) -> Similarity:
-    """Return how alike outputs are, over all rows.
+def _tolerance(precision: str, samples: Sequence[Sample], worst: Difference) -> Tolerance:
+    """Return what a precision may differ by; integers by twice what this machine saw, for another one's kernels."""
+    if precision == FP32:
+        return FP32_TOLERANCE
+    if precision == FP16:
+        largest = max(float(np.abs(array).max(initial=0.0)) for sample in samples for array in sample.outputs.values())
+        return Tolerance(FP16_SHARE * max(largest, 1.0), None)
+    return Tolerance(2 * worst.max_abs_diff, None)
+
+
+def _checked(found: Similarity, precision: str) -> Similarity:
+    """Return how alike outputs are.
 
     Raises:
         CheckError: if they are less alike than a graph of this precision may be.
     """
-    rows = np.concatenate(cosines)
-    similarity = Similarity(mean=float(rows.mean()), min=float(rows.min()))
-    if not similarity.mean >= MIN_COSINE:
+    needed = MIN_COSINES[precision]
+    if not found.mean >= needed:
         raise CheckError(
-            f"the {precision} graph's outputs have a cosine of {similarity.mean:.4f} to the model's, and {MIN_COSINE} "
+            f"the {precision} graph's outputs have a cosine of {found.mean:.4f} to the model's, and {needed} "
             "is needed; export this model with --precision fp32."
         )
-    return similarity
+    return found

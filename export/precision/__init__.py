@@ -1,0 +1,1 @@
+"""Precisions of exported graphs: float16, and integers."""
