@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 
 from elastic.errors import CheckError
+from elastic.export.runtime.manifest import TensorSpec
 
-from ..runtime.manifest import TensorSpec
 from .judge import cosine_judge, final_judge
 from .lowering import Lowering
 from .mix import LayerReport, Progress, QuantizationReport, choose_mix, measure_sensitivity

@@ -11,10 +11,9 @@ import numpy as np
 
 from elastic.data import Calibration, Task, calibration_from_text, calibration_of
 from elastic.errors import CheckpointError
-
-from ..runtime.errors import BundleError
-from ..runtime.manifest import PAST, TensorSpec
-from ..runtime.samples import load_arrays
+from elastic.export.runtime.errors import BundleError
+from elastic.export.runtime.manifest import PAST, TensorSpec
+from elastic.export.runtime.samples import load_arrays
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -129,6 +128,7 @@ def _split(batches: Iterable[Feed], source: str) -> CalibrationData:
     feeds = [batch for batch in batches if not any(batch is held for held in held_out)]
     if not feeds:
         raise CheckpointError(
-            f"the calibration data {source} has too few examples to calibrate and to judge; give {2 * BATCH_SIZE} or more."
+            f"the calibration data {source} has too few examples to calibrate and to judge; give {2 * BATCH_SIZE} "
+            "or more."
         )
     return CalibrationData(tuple(feeds), tuple(held_out), source)

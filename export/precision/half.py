@@ -15,6 +15,8 @@ _TAIL = ("Add", "Sqrt", "Clip", "Max", "Reciprocal", "Expand", "Unsqueeze", "Div
 """What may stand between a sum and the division by it, and that division."""
 _ENDS = ("Div", "Mul")
 _ANGLES = ("Cos", "Sin")
+_TO_HALF, _TO_FLOAT = "_cast_to_fp16_node", "_cast_to_fp32_node"
+"""How the converter names its casts."""
 LARGEST = 1e4
 """Masks are lowered to minus this: small enough for Softmax, and no infinity when scores are added."""
 
@@ -44,9 +46,35 @@ def to_half(model: onnx.ModelProto, *, norms: bool = False, io: bool = False) ->
         converted = convert_float_to_float16(
             model, max_finite_val=LARGEST, keep_io_types=not io, op_block_list=blocked, node_block_list=sorted(nodes)
         )
+    _join_casts(converted.graph)
     sorted_model = ONNXModel(converted)
     sorted_model.topological_sort()  # Casts stand at the end.
     return sorted_model.model
+
+
+def _join_casts(graph: onnx.GraphProto) -> None:
+    """Let neighbours in float32 speak float32, in place.
+
+    The converter casts each to float16 and back, and repeats casts where a value is used twice. A sum of squares would
+    overflow between two operators that were kept in float32 for its sake.
+    """
+    down = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.name.endswith(_TO_HALF)
+    }
+    same: dict[str, str] = {}
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.name.endswith(_TO_FLOAT) and node.input[0] in down:
+            same[node.output[0]] = down[node.input[0]]
+        else:
+            nodes.setdefault(node.output[0], node)
+    for node in nodes.values():
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+    used = {name for node in nodes.values() for name in node.input} | {value.name for value in graph.output}
+    kept = [node for node in nodes.values() if node.output[0] not in down or node.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _angles(graph: onnx.GraphProto) -> Iterator[str]:

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from elastic.data import Task, confidence_interval
 from elastic.errors import CheckpointError
+from elastic.export.embedder import OUTPUT_NAME
+from elastic.export.runtime.manifest import TensorSpec
+from elastic.export.runtime.session import open_graph
 from elastic.selection import Quality
 
-from ..embedder import OUTPUT_NAME
-from ..runtime.manifest import TensorSpec
-from ..runtime.session import open_graph
 from .calibration import CalibrationData, Feed, complete
 from .similarity import Array, is_judged, row_cosines
 

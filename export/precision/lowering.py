@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from elastic.errors import CheckError
+from elastic.export.runtime.manifest import TensorSpec
+from elastic.export.runtime.session import open_graph
 
-from ..runtime.manifest import TensorSpec
-from ..runtime.session import open_graph
 from .calibration import Feed, complete
 from .dynamic import to_dynamic
 from .half import to_half

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.compare import unmasked
-from ..runtime.manifest import PRESENT, TensorSpec
+from elastic.export.runtime.compare import unmasked
+from elastic.export.runtime.manifest import PRESENT, TensorSpec
 
 Array = np.ndarray[Any, Any]
 

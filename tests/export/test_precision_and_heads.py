@@ -24,7 +24,7 @@ def test_an_int8_embedder_is_smaller_and_says_how_alike_it_is(embedder, exported
     assert {node.domain for node in proto.graph.node} == {""}
     assert proto.ir_version == 10
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    scales = [tensor for name, tensor in weights.items() if name.endswith("_scale") and len(tensor.dims) == 1]
+    scales = [tensor for name, tensor in weights.items() if name.endswith("T_scale") and len(tensor.dims) == 1]
     assert scales, "no weight has a scale per channel"
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights.values())
     assert exported_embedder.manifest.quality is None
@@ -33,7 +33,7 @@ def test_an_int8_embedder_is_smaller_and_says_how_alike_it_is(embedder, exported
 
 
 def test_an_int8_graph_that_is_too_far_off_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "MIN_COSINE", 1.1)
+    monkeypatch.setitem(parity.MIN_COSINES, "int8", 1.1)
     with pytest.raises(CheckError, match=r"outputs have a cosine of [01]\.\d+ to the model's, and 1.1 is needed"):
         export_onnx(tiny_bert(), tmp_path / "out", precision="int8")
     with pytest.raises(CheckpointError, match="unknown precision 'int9'; did you mean 'int8'"):
