@@ -20,7 +20,8 @@ from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, tr
 from .inputs import cast_inputs, describe_inputs
 from .manifest import tool_versions, write_manifest
 from .parity import ParityResult, check_parity, reference_samples, samples_to_keep
-from .precision.apply import Progress, QuantizationReport, apply_precision
+from .precision.apply import apply_precision
+from .precision.mix import Progress, QuantizationReport
 from .precision.options import FP32, PrecisionOptions
 from .precision.similarity import Similarity
 from .runtime.manifest import MANIFEST_NAME, Manifest, Parity

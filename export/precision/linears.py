@@ -38,9 +38,11 @@ def prepare_linears(model: onnx.ModelProto) -> tuple[Linear, ...]:
     """Turn every linear layer into a MatMul node that bears the layer's name, and an Add of the bias, in place.
 
     A Gemm would stay in floating point: neither ONNX Runtime nor TensorRT multiplies integers in it unless its bias is
-    an integer too.
+    an integer too. ONNX Runtime would make one again of a product and a sum of matrices, so rows are left as the text
+    or image that they were.
     """
     graph = model.graph
+    _leave_rows(graph)
     weights = {
         tensor.name: tensor
         for tensor in graph.initializer
@@ -84,6 +86,36 @@ def select(linears: Sequence[Linear], exclude: Iterable[str]) -> tuple[Linear, .
             )
         kept = [linear for linear in kept if not fnmatch.fnmatchcase(linear.name, pattern)]
     return tuple(kept)
+
+
+def _leave_rows(graph: onnx.GraphProto) -> None:
+    """Let every Gemm between a flattening and its undoing take and return what is outside of these, in place.
+
+    The result is no valid graph before `prepare_linears` has put products in the place of these Gemms.
+    """
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1}
+    producers = {output: node for node in graph.node for output in node.output}
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    for node in list(graph.node):
+        before = producers.get(node.input[0]) if node.op_type == "Gemm" else None
+        after = consumers.get(node.output[0], [])
+        if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
+            continue
+        rows = arrays.get(before.input[1])
+        sizes = producers.get(after[0].input[1])
+        if rows is None or rows.shape != (2,) or rows[0] != -1 or sizes is None or sizes.op_type != "Concat":
+            continue
+        if arrays.get(sizes.input[-1], np.zeros(0)).shape != (1,):
+            continue
+        node.input[0], node.output[0] = before.input[0], after[0].output[0]
+        graph.node.remove(after[0])
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Reshape" and node.output[0] not in used]:
+        graph.node.remove(node)
 
 
 def _is_linear(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
