@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .bundle import bench_bundle, compare_latency, read_bundle, run_bundle, verify_bundle
     from .embedder import Embedder
     from .onnx import ExportReport, export_onnx
+    from .precision.calibration import CalibrationData, calibration_data, calibration_of_task
+    from .precision.options import Drop, PrecisionOptions
     from .runtime.bench import BenchReport, ComparisonReport
     from .runtime.manifest import Manifest
     from .runtime.verify import VerifyReport
@@ -17,13 +19,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BenchReport": ".runtime.bench",
+    "CalibrationData": ".precision.calibration",
     "ComparisonReport": ".runtime.bench",
+    "Drop": ".precision.options",
     "Embedder": ".embedder",
     "ExportReport": ".onnx",
     "Manifest": ".runtime.manifest",
+    "PrecisionOptions": ".precision.options",
     "Source": ".source",
     "VerifyReport": ".runtime.verify",
     "bench_bundle": ".bundle",
+    "calibration_data": ".precision.calibration",
+    "calibration_of_task": ".precision.calibration",
     "compare_latency": ".bundle",
     "export_onnx": ".onnx",
     "read_bundle": ".bundle",
@@ -34,13 +41,18 @@ _HOMES = {
 
 __all__ = [
     "BenchReport",
+    "CalibrationData",
     "ComparisonReport",
+    "Drop",
     "Embedder",
     "ExportReport",
     "Manifest",
+    "PrecisionOptions",
     "Source",
     "VerifyReport",
     "bench_bundle",
+    "calibration_data",
+    "calibration_of_task",
     "compare_latency",
     "export_onnx",
     "read_bundle",

@@ -41,6 +41,8 @@ def prepare_linears(model: onnx.ModelProto) -> tuple[Linear, ...]:
     an integer too. ONNX Runtime would make one again of a product and a sum of matrices, so rows are left as the text
     or image that they were.
     """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
     graph = model.graph
     _leave_rows(graph)
     weights = {
@@ -69,6 +71,7 @@ def prepare_linears(model: onnx.ModelProto) -> tuple[Linear, ...]:
         linears.append(Linear(name, product.input[0], weight.name, (weight.dims[0], weight.dims[1])))
     del graph.node[:]
     graph.node.extend(nodes)
+    ONNXModel(model).topological_sort()
     return tuple(linears)
 
 
@@ -89,7 +92,7 @@ def select(linears: Sequence[Linear], exclude: Iterable[str]) -> tuple[Linear, .
 
 
 def _leave_rows(graph: onnx.GraphProto) -> None:
-    """Let every Gemm between a flattening and its undoing take and return what is outside of these, in place.
+    """Let every Gemm between a flattening to rows and its undoing work on the shape that is outside of these, in place.
 
     The result is no valid graph before `prepare_linears` has put products in the place of these Gemms.
     """
@@ -99,23 +102,48 @@ def _leave_rows(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for name in node.input:
             consumers.setdefault(name, []).append(node)
-    for node in list(graph.node):
-        before = producers.get(node.input[0]) if node.op_type == "Gemm" else None
-        after = consumers.get(node.output[0], [])
-        if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
-            continue
-        rows = arrays.get(before.input[1])
-        sizes = producers.get(after[0].input[1])
-        if rows is None or rows.shape != (2,) or rows[0] != -1 or sizes is None or sizes.op_type != "Concat":
-            continue
-        if arrays.get(sizes.input[-1], np.zeros(0)).shape != (1,):
-            continue
-        node.input[0], node.output[0] = before.input[0], after[0].output[0]
-        graph.node.remove(after[0])
-    used = {name for node in graph.node for name in node.input}
-    used |= {value.name for value in graph.output}
-    for node in [node for node in graph.node if node.op_type == "Reshape" and node.output[0] not in used]:
-        graph.node.remove(node)
+    shaped: dict[tuple[str, ...], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        sizes = _sizes_around(node, arrays, producers, consumers)
+        if sizes is not None:
+            flattened, unflattened = producers[node.input[0]], consumers[node.output[0]][0]
+            width = str(arrays[flattened.input[1]][1])
+            key = (flattened.input[0], *sizes, width)
+            if key not in shaped:
+                shaped[key] = f"{node.input[0]}.{len(shaped)}"
+                if f"width_{width}" not in arrays:
+                    arrays[f"width_{width}"] = np.array([int(width)], np.int64)
+                    graph.initializer.append(numpy_helper.from_array(arrays[f"width_{width}"], f"width_{width}"))
+                shape = f"{shaped[key]}.shape"
+                nodes += [
+                    helper.make_node("Concat", [*sizes, f"width_{width}"], [shape], name=shape, axis=0),
+                    helper.make_node("Reshape", [flattened.input[0], shape], [shaped[key]], name=shaped[key]),
+                ]
+            node.input[0], node.output[0] = shaped[key], unflattened.output[0]
+            unflattened.output[0] = ""
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [node for node in nodes if node.op_type != "Reshape" or node.output[0] in used - {""}]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _sizes_around(
+    node: onnx.NodeProto,
+    arrays: dict[str, Array],
+    producers: dict[str, onnx.NodeProto],
+    consumers: dict[str, list[onnx.NodeProto]],
+) -> list[str] | None:
+    """Return what the leading sizes are read from if a node works on rows that come from, and go back to, a text."""
+    before = producers.get(node.input[0]) if node.op_type == "Gemm" else None
+    after = consumers.get(node.output[0], [])
+    if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
+        return None
+    rows, sizes = arrays.get(before.input[1]), producers.get(after[0].input[1])
+    if rows is None or rows.shape != (2,) or rows[0] != -1 or sizes is None or sizes.op_type != "Concat":
+        return None
+    return list(sizes.input[:-1]) if arrays.get(sizes.input[-1], np.zeros(0)).shape == (1,) else None
 
 
 def _is_linear(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:

@@ -93,7 +93,7 @@ def test_the_unsigned_twin_computes_the_same_numbers(graph_of):
 
 
 def test_onnx_runtime_multiplies_integers_in_the_unsigned_twin(graph_of):
-    """The signed form would stay in float32 on x86, and a product and sum of matrices would become a Gemm in float32."""
+    """The signed form would stay in float32 on x86, and so would a Gemm."""
     graph = graph_of("bert")
     lowering = graph.lowering("int8-static")
     options = onnxruntime.SessionOptions()
@@ -103,9 +103,7 @@ def test_onnx_runtime_multiplies_integers_in_the_unsigned_twin(graph_of):
         lowering.make(lowering.candidates).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     optimized = ops(onnx.load(options.optimized_model_filepath))
-    assert (
-        optimized["MatMulIntegerToFloat"] == 18
-    )  # All but the pooler and the classifier, which see one vector a text.
+    assert optimized["MatMulIntegerToFloat"] == 18  # All but the pooler and the classifier.
 
 
 def test_excluded_layers_keep_their_weights(graph_of):
