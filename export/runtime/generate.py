@@ -94,7 +94,7 @@ def _step(bundle: Bundle, ids: Array, mask: Array, cache: dict[str, Any]) -> tup
     binding = bundle.session.io_binding()
     names = [spec.name for spec in bundle.manifest.outputs]
     try:
-        for name, array in (("input_ids", ids), ("attention_mask", mask)):
+        for name, array in {"input_ids": ids, "attention_mask": mask, **bundle.controls}.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, value in cache.items():
             if isinstance(value, np.ndarray):

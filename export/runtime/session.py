@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import BundleError, VerificationError
-from .manifest import MAY_BE_ZERO, Manifest, check_files, read_manifest
+from .manifest import ELASTIC, FAMILY, MAY_BE_ZERO, Manifest, Member, check_files, read_manifest
 
 Array = np.ndarray[Any, Any]
 
 # On CPUs the fused kernel takes several times as long as Add and LayerNormalization apart.
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+
+RUNNABLE = ("onnx", FAMILY, ELASTIC)
 
 
 def available_cpus() -> int:
@@ -51,35 +53,55 @@ def open_graph(path: Path, *, threads: int | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose graph is loaded."""
+    """A bundle whose graph is loaded: a fixed graph, or one member of several."""
 
     folder: Path
     manifest: Manifest
+    """Of the one subnet that runs."""
     session: Any
+    controls: dict[str, Array] = field(default_factory=dict)
+    """What an elastic graph is given with every call to run this subnet."""
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int | None = None) -> Bundle:
+    def open(cls, folder: Path, *, threads: int | None = None, subnet: str | None = None) -> Bundle:
         """Load a bundle after checking that its graph and weights are the exported ones.
 
+        Of a bundle with members, ``subnet`` is loaded, by default the largest; `elastic.export.runtime.members.Session`
+        runs all of them.
+
         Raises:
-            BundleError: if the folder is not a bundle that can be loaded.
+            BundleError: if the folder is not a bundle that can be loaded, or has no such subnet.
             VerificationError: if the graph or its weights are not what the manifest says.
         """
         manifest = read_manifest(folder)
-        # Weights that belong to another graph would load without complaint and compute nonsense.
-        weights = [name for name in manifest.files if name.startswith(f"{manifest.graph}.")]
-        check_files(folder, manifest, [manifest.graph, *weights])
-        session = open_graph(folder / manifest.graph, threads=threads)
+        member = choose_member(manifest, subnet)
+        graph = manifest.graph if member is None else member.graph
+        check_files(folder, manifest, [graph, *weights_of(manifest)])
+        return cls.of(folder, manifest, member, open_graph(folder / graph, threads=threads))
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest, member: Member | None, session: Any) -> Bundle:
+        """Return a member (or the only graph) of a bundle, whose graph is loaded already.
+
+        Raises:
+            VerificationError: if the graph has other inputs or outputs than the manifest says.
+        """
+        one = manifest if member is None else manifest.of(member)
         for side, specs, found in (
-            ("inputs", manifest.inputs, session.get_inputs()),
-            ("outputs", manifest.outputs, session.get_outputs()),
+            ("inputs", (*one.inputs, *one.controls), session.get_inputs()),
+            ("outputs", one.outputs, session.get_outputs()),
         ):
-            if [spec.name for spec in specs] != [tensor.name for tensor in found]:
+            if sorted(spec.name for spec in specs) != sorted(tensor.name for tensor in found):
                 raise VerificationError(
                     f"the graph in '{folder}' has the {side} {[tensor.name for tensor in found]}, and the manifest "
                     f"says {[spec.name for spec in specs]}."
                 )
-        return cls(folder, manifest, session)
+        values = {} if member is None else member.controls
+        controls = {
+            spec.name: np.array(values[spec.name], dtype=spec.dtype).reshape([int(size) for size in spec.shape])
+            for spec in one.controls
+        }
+        return cls(folder, one, session, controls)
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run the graph on arrays of exactly the types and shapes in the manifest.
@@ -89,7 +111,7 @@ class Bundle:
         """
         names = [spec.name for spec in self.manifest.outputs]
         try:
-            return dict(zip(names, self.session.run(names, inputs), strict=True))
+            return dict(zip(names, self.session.run(names, {**inputs, **self.controls}), strict=True))
         except Exception as error:  # see open_graph
             raise BundleError(f"the graph in '{self.folder}' cannot run these inputs: {first_line(error)}") from None
 
@@ -129,6 +151,25 @@ class Bundle:
             if size < (name not in MAY_BE_ZERO) or (limit is not None and size > limit):
                 bounds = f"between 1 and {limit}" if limit is not None else "1 or more"
                 raise BundleError(f"{name} must be {bounds} for this bundle, not {size}.")
+
+
+def choose_member(manifest: Manifest, subnet: str | None) -> Member | None:
+    """Return the member that is asked for, by default the largest; None for a bundle of one fixed graph.
+
+    Raises:
+        BundleError: if there is no such member, or this runtime does not run bundles of this kind.
+    """
+    if manifest.kind not in RUNNABLE:
+        raise BundleError(f"bundles of kind '{manifest.kind}' do not run on ONNX Runtime.")
+    if subnet is not None:
+        return manifest.member(subnet)
+    return manifest.members[0] if manifest.members else None
+
+
+def weights_of(manifest: Manifest) -> list[str]:
+    """Return the files of weights beside the graphs; those of another graph would load, and compute nonsense."""
+    beside = [name for name in manifest.files if name.startswith(f"{manifest.graph}.")]
+    return [*beside, *([manifest.weights] if manifest.weights else [])]
 
 
 def first_line(error: Exception) -> str:

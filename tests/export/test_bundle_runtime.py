@@ -165,7 +165,7 @@ def test_links_that_leave_the_bundle_are_refused(bundle_copy):
     [
         ({"format_version": 2}, "format version 2, and this runtime reads up to 1"),
         ({"format_version": "1"}, "the value '1' for 'format_version'"),
-        ({"kind": "tensorrt"}, "of kind 'tensorrt', and this runtime knows onnx"),
+        ({"kind": "coreml"}, "of kind 'coreml', and this runtime knows onnx"),
         ({"graph": "other.onnx"}, "uses the file 'other.onnx' without listing it"),
         ({"inputs": [{"name": "x", "dtype": "object", "shape": []}]}, "the type 'object'"),
         ({"inputs": [{"name": "x", "dtype": "int64", "shape": [-1]}]}, "a dimension is a whole number or a name"),
