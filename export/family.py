@@ -80,9 +80,9 @@ def export_family(
     """Export subnets of a universal model as one bundle: a graph of standard operators for each over one weights file.
 
     Each graph has been run on ONNX Runtime over the shared weights, and agrees with its extracted model in
-    PyTorch at several sizes; otherwise nothing is written. Narrower FFNs, fewer heads and fewer layers are the beginning
-    of the weights of the largest, and cost no more room than a graph; what is no beginning, as in subnets with a hidden
-    size of their own, is stored again.
+    PyTorch at several sizes; otherwise nothing is written. Narrower FFNs, fewer heads and fewer layers begin like the
+    weights of the largest, and cost no more room than a graph; what does not, as in subnets with a hidden size of
+    their own, is stored again.
 
     Args:
         model: a universal model with float32 weights.
@@ -152,7 +152,9 @@ def check_names(names: Sequence[str]) -> None:
     folded = [name.casefold() for name in names]
     for name in names:
         if not MEMBER_NAME.fullmatch(name):
-            raise CheckpointError(f"'{name}' cannot be the name of a subnet's file; use letters, digits, '.', '_', '-'.")
+            raise CheckpointError(
+                f"'{name}' cannot be the name of a subnet's file; use letters, digits, '.', '_', '-'."
+            )
         if folded.count(name.casefold()) > 1:
             raise CheckpointError(f"two subnets are called '{name}' (some file systems know no case); rename one.")
 

@@ -77,7 +77,9 @@ def _rewrite(graph: ir.Graph, node: ir.Node, weights: RowBlocks) -> None:
         else:
             like = end.inputs[1]
             assert like is not None
-            _join(graph, end, [_reshape_like(graph, end, p, like, b) for p, b in zip(parts, blocks, strict=True)], blocks)
+            _join(
+                graph, end, [_reshape_like(graph, end, p, like, b) for p, b in zip(parts, blocks, strict=True)], blocks
+            )
             graph.remove(node, safe=True)
         return
     if x.shape is None or len(x.shape) not in (2, 3) or not all(isinstance(d, int) or d.value for d in x.shape):
@@ -129,8 +131,8 @@ def _join(graph: ir.Graph, node: ir.Node, parts: Sequence[ir.Value], blocks: Seq
     whole = node.outputs[0]
     for user, _ in list(whole.uses()):
         if user.op_type == "Split" and len(user.outputs) == len(parts) and _splits_last(user, blocks):
-            for output, part in zip(user.outputs, parts, strict=True):
-                ir.convenience.replace_all_uses_with(output, part)
+            for output, block in zip(user.outputs, parts, strict=True):
+                ir.convenience.replace_all_uses_with(output, block)
             graph.remove(user, safe=True)
         elif (part := ranges.get(_sliced(user, ends[-1]))) is not None:
             ir.convenience.replace_all_uses_with(user.outputs[0], part)
@@ -169,7 +171,11 @@ def _ints(value: ir.Value | None) -> list[int] | None:
 
 def _only_reshape(node: ir.Node) -> ir.Node | None:
     users = [user for user, _ in node.outputs[0].uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == "Reshape" and users[0].inputs[0] is node.outputs[0] else None
+    return (
+        users[0]
+        if len(users) == 1 and users[0].op_type == "Reshape" and users[0].inputs[0] is node.outputs[0]
+        else None
+    )
 
 
 def _reshape_like(graph: ir.Graph, node: ir.Node, part: ir.Value, like: ir.Value, width: int) -> ir.Value:

@@ -64,6 +64,12 @@ def share_weights(models: Iterable[ir.Model], folder: Path) -> SharedWeights:
             assert tensor is not None and value.name is not None
             offset = shared.put(tensor.tobytes())
             value.const_value = ir.ExternalTensor(
-                WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=folder
+                WEIGHTS_FILE,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=value.name,
+                base_dir=folder,
             )
     return shared

@@ -18,6 +18,9 @@ def bench(
     against: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Another bundle, measured in turns with this one.")
     ] = None,
+    subnet: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One of a bundle that has several. Default: all, in turns.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples of one call.")] = 1,
     sequence: Annotated[int | None, typer.Option(min=1, help="Tokens of one example, for texts.")] = None,
     past: Annotated[int, typer.Option(min=0, help="Tokens that a decoder has cached.")] = 0,
@@ -26,7 +29,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure the latency of a bundle on this machine, alone or in turns with another."""
-    from elastic.export import bench_bundle, compare_latency
+    from elastic.export import bench_bundle, bench_subnets, compare_latency, read_bundle
 
     settings: dict[str, Any] = {
         "batch": batch,
@@ -35,7 +38,9 @@ def bench(
         "threads": threads,
         "rounds": rounds,
     }
-    if against is None:
-        print_report(bench_bundle(bundle, **settings), as_json)
+    if against is not None:
+        print_report(compare_latency([bundle, against], subnet=subnet, **settings), as_json)
+    elif subnet is None and read_bundle(bundle).members:
+        print_report(bench_subnets(bundle, **settings), as_json)
     else:
-        print_report(compare_latency([bundle, against], **settings), as_json)
+        print_report(bench_bundle(bundle, subnet=subnet, **settings), as_json)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .errors import BundleError
 from .manifest import Member
 
 Sizes = tuple[tuple[str, int], ...]
@@ -73,7 +74,7 @@ class Latencies:
         return min(members, key=lambda member: (expected[member.name], flops(member)))
 
     def _estimate(self, member: Member, members: Sequence[Member], sizes: Mapping[str, int]) -> float:
-        key, work = _key(sizes), math.prod(sizes.values())
+        key = _key(sizes)
         others = {other.name: other for other in members}
         with self._lock:
             if (member.name, key) in self._running:
@@ -82,12 +83,28 @@ class Latencies:
             for (name, other_key), running in self._running.items():
                 if name not in others:
                     continue
-                more_work = work / max(1, math.prod(size for _, size in other_key))
+                more_work = _positions(sizes) / _positions(dict(other_key))
                 more_flops = flops(member) / flops(others[name])
-                distance = (float(other_key != key), abs(math.log(more_work or 1)), abs(math.log(more_flops)))
+                distance = (float(other_key != key), abs(math.log(more_work)), abs(math.log(more_flops)))
                 if distance < best:
                     best, estimate = distance, running.expected * more_work * more_flops
         return estimate
+
+
+def read_milliseconds(text: str) -> float:
+    """Read a time such as ``8ms``, ``0.5s`` or ``8`` (milliseconds).
+
+    Raises:
+        BundleError: if it is none.
+    """
+    number = text.strip().removesuffix("s").removesuffix("m")
+    try:
+        value = float(number) * (1e3 if text.strip() == f"{number}s" else 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise BundleError(f"'{text}' is not a time; write one such as 8ms or 0.5s.")
+    return value
 
 
 def flops(member: Member) -> float:
@@ -107,6 +124,11 @@ def _rank(members: Sequence[Member]) -> Callable[[Member], tuple[float, float]]:
         return (quality, -flops(member)) if comparable else (flops(member), 0.0)
 
     return rank
+
+
+def _positions(sizes: Mapping[str, int]) -> int:
+    """Return how many positions are computed: those in a cache are not."""
+    return max(1, math.prod(size for name, size in sizes.items() if name not in ("past", "total")))
 
 
 def _key(sizes: Mapping[str, int]) -> Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from .deadline import Latencies
 from .errors import BundleError
+from .generate import with_cache
 from .manifest import Manifest, Member, check_files, read_manifest
 from .session import Bundle, choose_member, open_graph, weights_of
 
@@ -74,6 +76,9 @@ class Session:
     ) -> dict[str, Array]:
         """Run one subnet: the one that is named, the best one that is expected to meet the deadline, or the largest.
 
+        A decoder that is given no cache begins with an empty one. A cache fits the subnet that returned it, so name
+        that with it.
+
         Raises:
             BundleError: if both are given, there is no such subnet, or the inputs do not fit.
         """
@@ -82,6 +87,7 @@ class Session:
                 raise BundleError("give either a subnet or a deadline, not both.")
             subnet = self.choose(inputs, deadline_ms)
         bundle = self.bundle(subnet)
+        inputs = with_cache(bundle.manifest, inputs)
         sizes = bundle.sizes(inputs)
         started = time.perf_counter()
         outputs = bundle.run(inputs)
@@ -103,31 +109,39 @@ class Session:
         members = self._that_take(inputs)
         if not members:
             return None
-        first = members[0]
-        sizes = Bundle(self.folder, self.manifest.of(first), None).sizes(inputs)
+        first = self.manifest.of(members[0])
+        sizes = Bundle(self.folder, first, None).sizes(with_cache(first, inputs))
         return self.latencies.choose(members, sizes, deadline_ms).name
 
     def warm_up(
         self, inputs: dict[str, Array], subnets: Sequence[str] | None = None, *, rounds: int = 3
     ) -> dict[str, float]:
-        """Load subnets (by default all that take these inputs) and measure them; return milliseconds by name."""
-        names = [member.name for member in self._that_take(inputs)] if subnets is None else subnets
-        for _ in range(rounds + 1):  # The first call of a graph is not recorded.
+        """Load subnets (by default all that take these inputs) and measure them.
+
+        Returns:
+            The milliseconds that a call of each is expected to stay below.
+        """
+        names = [member.name for member in self._that_take(inputs)] if subnets is None else list(subnets)
+        for _ in range(rounds + 1):  # The first call of a subnet is not recorded.
             for name in names:
                 self.run(inputs, subnet=name)
-        return {name: self.latencies.expected(name, self.bundle(name).sizes(inputs)) or 0.0 for name in names}
+        expected = {}
+        for name in names:
+            manifest = self.bundle(name).manifest
+            sizes = self.bundle(name).sizes(with_cache(manifest, inputs))
+            expected[name] = self.latencies.expected(name, sizes) or math.inf
+        return expected
 
     def _that_take(self, inputs: dict[str, Array]) -> list[Member]:
-        """Return the members with inputs of these names and constant sizes: a cache fits one subnet alone."""
-        shapes = {name: array.shape for name, array in inputs.items()}
-        found = [
-            member
-            for member in self.manifest.members
-            if shapes.keys() == {spec.name for spec in member.inputs}
-            and all(
-                len(shapes[spec.name]) == len(spec.shape)
-                and all(isinstance(d, str) or d == s for d, s in zip(spec.shape, shapes[spec.name], strict=True))
-                for spec in member.inputs
-            )
-        ]
+        """Return the members that take inputs of these names and constant sizes; the largest if none does."""
+        found = [member for member in self.manifest.members if _takes(self.manifest.of(member), inputs)]
         return found or list(self.manifest.members[:1])
+
+
+def _takes(manifest: Manifest, inputs: dict[str, Array]) -> bool:
+    complete = with_cache(manifest, inputs)
+    return complete.keys() == {spec.name for spec in manifest.inputs} and all(
+        complete[spec.name].ndim == len(spec.shape)
+        and all(isinstance(d, str) or d == s for d, s in zip(spec.shape, complete[spec.name].shape, strict=True))
+        for spec in manifest.inputs
+    )
