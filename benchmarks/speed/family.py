@@ -1,7 +1,8 @@
 """A family of five subnets of all-MiniLM-L6-v2 against five self-contained bundles.
 
-FFN widths of 100, 75, 50 and 25 %, and one of different widths in every layer. Disk, memory (unique set size of a process
-that has run all five), CPU time to load, largest difference of the outputs, and CPU time of a call in alternating rounds.
+FFN widths of 100, 75, 50 and 25 %, and one of different widths in every layer. Disk, memory (unique set size of a
+process that has run all five), CPU time to load, largest difference of the outputs, and CPU time of a call in
+alternating rounds.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .errors import BundleError
@@ -97,11 +98,10 @@ def read_milliseconds(text: str) -> float:
     Raises:
         BundleError: if it is none.
     """
-    number = text.strip().removesuffix("s").removesuffix("m")
-    try:
-        value = float(number) * (1e3 if text.strip() == f"{number}s" else 1.0)
-    except ValueError:
-        value = math.nan
+    stripped, value = text.strip(), math.nan
+    unit = next((unit for unit in ("ms", "s") if stripped.endswith(unit)), "")
+    with suppress(ValueError):
+        value = float(stripped.removesuffix(unit)) * (1e3 if unit == "s" else 1.0)
     if not 0 < value < math.inf:
         raise BundleError(f"'{text}' is not a time; write one such as 8ms or 0.5s.")
     return value
