@@ -56,7 +56,14 @@ def share_weights(models: Iterable[ir.Model], folder: Path) -> SharedWeights:
     Any tensor of the file that a graph has was compared with the graph's own, byte for byte.
     """
     values = [v for model in models for v in model.graph.initializers.values() if v.const_value is not None]
-    large = [value for value in values if value.const_value.nbytes >= MIN_BYTES]  # type: ignore[union-attr]
+    large = []
+    for value in values:
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes >= MIN_BYTES:
+            large.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
     with (folder / WEIGHTS_FILE).open("w+b") as file:
         shared = SharedWeights(file)
         for value in sorted(large, key=lambda value: -value.const_value.nbytes):  # type: ignore[union-attr]
@@ -68,7 +75,7 @@ def share_weights(models: Iterable[ir.Model], folder: Path) -> SharedWeights:
                 offset,
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name,
                 base_dir=folder,
             )
