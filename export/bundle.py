@@ -9,12 +9,13 @@ from pathlib import Path
 
 from elastic.errors import CheckError, CheckpointError
 
-from .runtime import bench, manifest, run, verify
+from .runtime import bench, manifest, profile, run, verify
 from .runtime.bench import BenchReport, ComparisonReport
 from .runtime.deadline import read_milliseconds
 from .runtime.errors import BundleError, VerificationError
 from .runtime.manifest import Manifest
 from .runtime.members import Session
+from .runtime.profile import ProfileReport
 from .runtime.run import RunReport
 from .runtime.verify import VerifyReport
 
@@ -58,6 +59,7 @@ def bench_bundle(
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> BenchReport:
@@ -75,6 +77,7 @@ def bench_bundle(
             sequence=sequence,
             past=past,
             threads=threads,
+            spinning=spinning,
             warmup=warmup,
             rounds=rounds,
         )
@@ -87,6 +90,7 @@ def bench_subnets(
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> ComparisonReport:
@@ -98,7 +102,14 @@ def bench_subnets(
     """
     with _elastic_errors():
         return bench.compare_subnets(
-            Path(path), batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
+            Path(path),
+            batch=batch,
+            sequence=sequence,
+            past=past,
+            threads=threads,
+            spinning=spinning,
+            warmup=warmup,
+            rounds=rounds,
         )
 
 
@@ -110,6 +121,7 @@ def compare_latency(
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> ComparisonReport:
@@ -129,6 +141,39 @@ def compare_latency(
             sequence=sequence,
             past=past,
             threads=threads,
+            spinning=spinning,
+            warmup=warmup,
+            rounds=rounds,
+        )
+
+
+def profile_bundles(
+    paths: Sequence[str | os.PathLike[str]],
+    output_file: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = (1,),
+    sequences: Sequence[int] | None = None,
+    past: int = 0,
+    threads: int = 1,
+    spinning: bool = True,
+    warmup: int = 5,
+    rounds: int = 50,
+) -> ProfileReport:
+    """Measure every subnet of some bundles of one model on this machine, and write its latency table.
+
+    Raises:
+        CheckpointError: if a folder is not a bundle that can be run at these sizes, or the file is there already.
+        CheckError: if a graph is not the exported one.
+    """
+    with _elastic_errors():
+        return profile.profile(
+            [Path(path) for path in paths],
+            Path(output_file),
+            batches=batches,
+            sequences=sequences,
+            past=past,
+            threads=threads,
+            spinning=spinning,
             warmup=warmup,
             rounds=rounds,
         )

@@ -11,6 +11,10 @@ from elastic.cli.options import Json
 from elastic.cli.output import print_report, reported
 from elastic.cli.verify import Bundle
 
+Spinning = Annotated[
+    bool, typer.Option("--spinning/--no-spinning", help="Whether threads that wait for work keep their CPU busy.")
+]
+
 
 @reported
 def bench(
@@ -26,6 +30,7 @@ def bench(
     past: Annotated[int, typer.Option(min=0, help="Tokens that a decoder has cached.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
+    spinning: Spinning = True,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of a bundle on this machine, alone or in turns with another."""
@@ -36,6 +41,7 @@ def bench(
         "sequence": sequence,
         "past": past,
         "threads": threads,
+        "spinning": spinning,
         "rounds": rounds,
     }
     if against is not None:

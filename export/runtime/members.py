@@ -31,13 +31,14 @@ class Session:
     folder: Path
     manifest: Manifest
     threads: int | None = None
+    spinning: bool = True
     latencies: Latencies = field(default_factory=Latencies)
     _graphs: dict[str, Any] = field(default_factory=dict, init=False)
     _bundles: dict[str | None, Bundle] = field(default_factory=dict, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int | None = None) -> Session:
+    def open(cls, folder: Path, *, threads: int | None = None, spinning: bool = True) -> Session:
         """Open a bundle after checking that its weights are the exported ones; no graph is loaded yet.
 
         Raises:
@@ -47,7 +48,7 @@ class Session:
         manifest = read_manifest(folder)
         choose_member(manifest, None)
         check_files(folder, manifest, weights_of(manifest))
-        return cls(folder, manifest, threads)
+        return cls(folder, manifest, threads, spinning)
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -66,7 +67,7 @@ class Session:
         with self._lock:
             if graph not in self._graphs:
                 check_files(self.folder, self.manifest, [graph])
-                self._graphs[graph] = open_graph(self.folder / graph, threads=self.threads)
+                self._graphs[graph] = open_graph(self.folder / graph, threads=self.threads, spinning=self.spinning)
             if name not in self._bundles:
                 self._bundles[name] = Bundle.of(self.folder, self.manifest, member, self._graphs[graph])
             return self._bundles[name]

@@ -27,8 +27,20 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def open_graph(path: Path, *, threads: int | None = None) -> Any:
+def runtime_version() -> str:
+    """Return the name and version of what runs graphs here."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "none"
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def open_graph(path: Path, *, threads: int | None = None, spinning: bool = True) -> Any:
     """Return an ``onnxruntime.InferenceSession`` on the CPU.
+
+    Threads that wait for work spin for a while before they sleep: the fastest where the CPUs are free. Without
+    ``spinning`` they sleep at once and leave the CPUs to others.
 
     Raises:
         BundleError: if ONNX Runtime is not installed, or refuses the graph.
@@ -43,6 +55,8 @@ def open_graph(path: Path, *, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
@@ -63,7 +77,9 @@ class Bundle:
     """What an elastic graph is given with every call to run this subnet."""
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int | None = None, subnet: str | None = None) -> Bundle:
+    def open(
+        cls, folder: Path, *, threads: int | None = None, spinning: bool = True, subnet: str | None = None
+    ) -> Bundle:
         """Load a bundle after checking that its graph and weights are the exported ones.
 
         Of a bundle with members, ``subnet`` is loaded, by default the largest; `elastic.export.runtime.members.Session`
@@ -77,7 +93,7 @@ class Bundle:
         member = choose_member(manifest, subnet)
         graph = manifest.graph if member is None else member.graph
         check_files(folder, manifest, [graph, *weights_of(manifest)])
-        return cls.of(folder, manifest, member, open_graph(folder / graph, threads=threads))
+        return cls.of(folder, manifest, member, open_graph(folder / graph, threads=threads, spinning=spinning))
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, member: Member | None, session: Any) -> Bundle:
