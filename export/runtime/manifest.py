@@ -140,8 +140,21 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         data = asdict(self)
-        ordered = {"format_version": data.pop("format_version"), **data}
+        ordered = {"format_version": data["format_version"], "seal": seal(data), **data}
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+
+def seal(data: dict[str, Any]) -> str:
+    """Return the sha256 of what a manifest says, however it is laid out.
+
+    It finds accidents: whoever changes a manifest on purpose can seal it again.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    said = {key: value for key, value in data.items() if key != "seal"}
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -149,13 +162,15 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         BundleError: if the folder is not a bundle, is of a newer format, or names files outside itself.
+        VerificationError: if the manifest is not as it was written.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(f"'{folder}' is not a bundle: it has no {MANIFEST_NAME}.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = seal(data if isinstance(data, dict) else {})
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
     version = _get(data, "format_version", int, path)
     if version > FORMAT_VERSION:
@@ -165,6 +180,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if version < 1:
         raise BundleError(f"{path} has format version {version}; the first one is 1.")
+    # Bundles that were written before there were seals have none.
+    if data.get("seal", found) != found:
+        raise VerificationError(f"{path} is not as it was written (its seal differs); copy the bundle again.")
     manifest = _parse(data, path)
     if manifest.kind not in KINDS:
         raise BundleError(f"{path} is of kind '{manifest.kind}', and this runtime knows {', '.join(KINDS)}.")
@@ -230,7 +248,11 @@ def resolve_inside(folder: Path, name: str) -> Path:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leaves = posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts or not posix.parts
     path = folder / name
-    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leaves = leaves or not path.resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError):  # no name of a file: too long, a NUL in it, links in a circle
+        leaves = True
+    if leaves:
         raise BundleError(f"{folder / MANIFEST_NAME} names '{name}', which is outside of the bundle.")
     return path
 
@@ -335,12 +357,19 @@ def _tensor(data: Any, path: Path) -> TensorSpec:
 def _parity(data: dict[str, Any], path: Path) -> Parity:
     return Parity(
         precision=_get(data, "precision", str, path),
-        max_abs_diff=float(_get(data, "max_abs_diff", (int, float), path)),
-        tolerance=float(_get(data, "tolerance", (int, float), path)),
+        max_abs_diff=_number(data, "max_abs_diff", path),
+        tolerance=_number(data, "tolerance", path),
         argmax_tie=_get(data, "argmax_tie", (int, float, type(None)), path),
         shapes=tuple(_sizes(sizes, path) for sizes in _get(data, "shapes", list, path)),
         samples=_get(data, "samples", str, path),
     )
+
+
+def _number(data: Any, key: str, path: Path) -> float:
+    try:
+        return float(_get(data, key, (int, float), path))
+    except OverflowError:
+        raise BundleError(f"{path} has a number for '{key}' that is too large.") from None
 
 
 def _sizes(data: Any, path: Path) -> dict[str, int]:

@@ -118,18 +118,18 @@ def profile(
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
     check_rounds(warmup, rounds)
     sessions = [Session.open(folder, threads=threads, spinning=spinning) for folder in folders]
-    bundles = {
-        f"{session.folder.resolve().name}{'' if name is None else f' {name}'}": session.bundle(name)
+    bundles = [
+        (f"{session.folder.resolve().name}{'' if name is None else f' {name}'}", session.bundle(name))
         for session in sessions
         for name in session.names
-    }
-    _check_alike(list(bundles.values()))
+    ]
+    _check_alike([bundle for _, bundle in bundles])
     meter = find_power_meter(root)
     before = temperatures(root)
     idle_w = None if meter is None else _idle_watts(meter)
     measured: list[Measurement] = []
     for batch, sequence in itertools.product(batches, sequences or (None,)):
-        contestants = [_contestant(name, bundle, batch, sequence, past) for name, bundle in bundles.items()]
+        contestants = [_contestant(name, bundle, batch, sequence, past) for name, bundle in bundles]
         milliseconds = take_turns([one.run for one in contestants], warmup=warmup, rounds=rounds)
         energies = [None] * len(contestants) if meter is None else _energies(contestants, meter)
         for one, column, energy in zip(contestants, milliseconds.T, energies, strict=True):
@@ -137,7 +137,7 @@ def profile(
             shapes = {name: list(array.shape) for name, array in one.inputs.items()}
             measured.append(Measurement(one.name, one.subnet, one.sizes, shapes, median, p10, p90, energy))
     after = temperatures(root)
-    first = next(iter(bundles.values())).manifest
+    first = bundles[0][1].manifest
     table = LatencyTable(
         format_version=TABLE_FORMAT,
         device={

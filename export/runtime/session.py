@@ -122,9 +122,13 @@ class Bundle:
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run the graph on arrays of exactly the types and shapes in the manifest.
 
+        Several threads may do so at once.
+
         Raises:
-            BundleError: if ONNX Runtime cannot run them.
+            BundleError: if an input does not fit, or ONNX Runtime cannot run them.
         """
+        # ONNX Runtime would stretch a mask of another length over the text, and compute something else.
+        self.sizes(inputs)
         names = [spec.name for spec in self.manifest.outputs]
         try:
             return dict(zip(names, self.session.run(names, {**inputs, **self.controls}), strict=True))
@@ -154,6 +158,11 @@ class Bundle:
                     f"{array.dtype.name} of shape ({', '.join(map(str, array.shape))})."
                 )
         self.check_sizes(sizes)
+        if "past" in sizes and sizes["total"] != sizes["past"] + sizes["sequence"]:
+            raise BundleError(
+                f"'attention_mask' has {sizes['total']} columns, and {sizes['past']} cached and {sizes['sequence']} "
+                f"new tokens need {sizes['past'] + sizes['sequence']}."
+            )
         return sizes
 
     def check_sizes(self, sizes: dict[str, int]) -> None:
