@@ -147,7 +147,7 @@ class Bundle:
         sizes: dict[str, int] = {}
         for name, spec in specs.items():
             array = inputs[name]
-            fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
+            fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape)
             if not fits or not all(
                 (size > 0 or dim in MAY_BE_ZERO)
                 and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)

@@ -15,7 +15,7 @@ from elastic.errors import CheckError, CheckpointError
 from elastic.export import bench_bundle, compare_latency, read_bundle, run_bundle, verify_bundle
 from elastic.export.runtime.__main__ import main
 from elastic.export.runtime.compare import compare
-from elastic.export.runtime.manifest import TensorSpec, hash_file
+from elastic.export.runtime.manifest import TensorSpec, hash_file, seal
 
 # On a device there is what comes with Python, NumPy and ONNX Runtime, and nothing else.
 ON_DEVICE = """
@@ -39,7 +39,8 @@ def on_device(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[s
 
 def edit_manifest(bundle: Path, **changes) -> None:
     path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(data | {"seal": seal(data)}))
 
 
 @pytest.mark.parametrize("kind", ["vit", "llama"])
