@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from .bench import check_rounds, make_inputs, take_turns
 from .errors import BundleError
+from .manifest import ELASTIC, Manifest, Member
 from .members import Session
 from .sensors import PowerMeter, device_name, find_power_meter, temperatures
 from .session import Array, Bundle, runtime_version
@@ -118,11 +119,7 @@ def profile(
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
     check_rounds(warmup, rounds)
     sessions = [Session.open(folder, threads=threads, spinning=spinning) for folder in folders]
-    bundles = [
-        (f"{session.folder.resolve().name}{'' if name is None else f' {name}'}", session.bundle(name))
-        for session in sessions
-        for name in session.names
-    ]
+    bundles = [named for session in sessions for named in _subnets(session)]
     _check_alike([bundle for _, bundle in bundles])
     meter = find_power_meter(root)
     before = temperatures(root)
@@ -160,6 +157,46 @@ def profile(
     )
     _write(output_file, table)
     return ProfileReport(str(output_file), table)
+
+
+def _subnets(session: Session) -> list[tuple[str, Bundle]]:
+    """Return every subnet of a bundle; of an elastic graph also those that differ from the largest in one sub-layer."""
+    folder = session.folder.resolve().name
+    found = [(folder if name is None else f"{folder} {name}", session.bundle(name)) for name in session.names]
+    largest = found[0][1]
+    for name, member in single_changes(session.manifest):
+        values = {key: np.array(value, dtype=largest.controls[key].dtype) for key, value in member.controls.items()}
+        controls = {key: value.reshape(largest.controls[key].shape) for key, value in values.items()}
+        manifest = replace(largest.manifest, subnet=member.subnet)
+        found.append((f"{folder} {name}", replace(largest, manifest=manifest, controls=controls)))
+    return found
+
+
+def single_changes(manifest: Manifest) -> list[tuple[str, Member]]:
+    """Return the subnets of an elastic graph that are the largest but for one sub-layer, with the controls for them.
+
+    What a value of a control means is read from the members: the width or the heads that they have with it.
+    """
+    if manifest.kind != ELASTIC:
+        return []
+    largest = manifest.members[0]
+    known = {json.dumps(member.subnet, sort_keys=True) for member in manifest.members}
+    found = []
+    for control, axis in (("ffn_blocks", "ffn"), ("attention_on", "heads")):
+        meanings: dict[Any, int] = {}
+        for member in manifest.members:
+            meanings |= dict(zip(member.controls.get(control, ()), member.subnet[axis], strict=False))
+        for value, width in sorted(meanings.items(), reverse=True):
+            for layer, now in enumerate(largest.controls.get(control, ())):
+                if value == now:
+                    continue
+                settings, choices = list(largest.controls[control]), list(largest.subnet[axis])
+                settings[layer], choices[layer] = value, width
+                subnet = {**largest.subnet, axis: choices}
+                changed = replace(largest, subnet=subnet, controls={**largest.controls, control: settings})
+                if json.dumps(subnet, sort_keys=True) not in known:
+                    found.append((f"{axis} {width} in layer {layer}", changed))
+    return found
 
 
 def _check_alike(bundles: Sequence[Bundle]) -> None:

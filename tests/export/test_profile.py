@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from elastic.export import export_onnx, profile_bundles
 from elastic.export.runtime import profile as device
 from elastic.export.runtime.__main__ import main
 from elastic.export.runtime.errors import BundleError
+from elastic.export.runtime.manifest import Member
 from elastic.nested import get_elastic
 from tests.tiny import SPACE, tiny_bert
 
@@ -83,6 +85,26 @@ def test_the_commands_write_the_same_kind_of_table(bundles, tmp_path, capsys):
     again = elastic("profile", *folders, "-o", tmp_path / "a.json")
     assert again.code == 2
     assert "is there already" in again.err
+
+
+def test_an_elastic_graph_is_measured_block_by_block(exported):
+    manifest = exported("bert")[1].manifest
+    settings = {
+        "XL": ([64, 64, 64], [4, 4, 4], [2, 2, 2], [1, 1, 1]),
+        "S": ([32, 0, 32], [4, 0, 4], [1, 0, 1], [1, 0, 1]),
+    }
+    members = tuple(
+        Member(name, manifest.graph, manifest.inputs, manifest.outputs, manifest.parity,
+               subnet={"ffn": ffn, "heads": heads}, controls={"ffn_blocks": blocks, "attention_on": on})
+        for name, (ffn, heads, blocks, on) in settings.items()
+    )  # fmt: skip
+    found = device.single_changes(replace(manifest, kind="elastic-onnx", members=members))
+    assert [name for name, _ in found[:4]] == [*(f"ffn 32 in layer {layer}" for layer in range(3)), "ffn 0 in layer 0"]
+    assert len(found) == 9
+    assert found[1][1].subnet == {"ffn": [64, 32, 64], "heads": [4, 4, 4]}
+    assert found[1][1].controls == {"ffn_blocks": [2, 1, 2], "attention_on": [1, 1, 1]}
+    assert found[-1][1].controls == {"ffn_blocks": [2, 2, 2], "attention_on": [1, 1, 0]}
+    assert device.single_changes(manifest) == []
 
 
 def test_what_does_not_belong_into_one_table_is_refused(bundles, exported, tmp_path):
