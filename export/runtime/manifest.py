@@ -250,6 +250,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         leaves = leaves or not path.resolve().is_relative_to(folder.resolve())
+        path.is_file()
     except (ValueError, OSError, RuntimeError):  # no name of a file: too long, a NUL in it, links in a circle
         leaves = True
     if leaves:

@@ -27,7 +27,7 @@ def test_search_and_extract_within_a_latency(universal_dir, table, tmp_path):
     assert result.code == 0, result.err
     assert "latency <= 5.5 ms, energy <= " in result.out
     assert "predicted latency" in result.out
-    assert "Predicted for Toaster 3000 (1 thread, fp32) from 4 measured subnets; mean error" in result.err
+    assert "Predicted for Toaster 3000 (1 thread, fp32) from 5 measured subnets; mean error" in result.err
     found = elastic("search", universal_dir, *limits, "--method", "heuristic", "--json").json
     assert all(point["cost"]["latency_ms"] <= 5.5 for point in found["measured"])
     assert found["table"]["device"] == "Toaster 3000"

@@ -22,8 +22,8 @@ def test_verify_run_bench_and_profile_on_a_bare_device(bundle_copy, tmp_path, ve
     if installed.returncode and version:
         pytest.skip(f"onnxruntime{version} has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]}")
     assert installed.returncode == 0, installed.stderr
-    assert call(python, "-c", "import torch").returncode == 1
-    assert call(python, "-c", "import elastic").returncode == 1
+    assert call(python, "-c", "import torch", cwd=tmp_path).returncode == 1
+    assert call(python, "-c", "import elastic", cwd=tmp_path).returncode == 1
     for kind in ("vit", "llama"):
         bundle = bundle_copy(kind)
         verified = call(python, "-m", "runtime", "verify", "--json", cwd=bundle)
