@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from elastic.checkpoint import load as load
     from elastic.cost import Budget as Budget
     from elastic.cost import CostModel as CostModel
+    from elastic.cost import LatencyTable as LatencyTable
     from elastic.errors import ElasticError as ElasticError
     from elastic.extraction import extract as extract
     from elastic.generation import speculative_generate as speculative_generate
@@ -32,6 +33,7 @@ _HOME = {
     "Budget": "elastic.cost",
     "CostModel": "elastic.cost",
     "ElasticError": "elastic.errors",
+    "LatencyTable": "elastic.cost",
     "ElasticTrainer": "elastic.training",
     "RoutedTrainer": "elastic.training",
     "Routing": "elastic.nested",

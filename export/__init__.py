@@ -7,15 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import bench_bundle, compare_latency, read_bundle, run_bundle, verify_bundle
+    from .bundle import bench_bundle, bench_subnets, compare_latency, open_session, profile_bundles, read_bundle, run_bundle, verify_bundle
     from .embedder import Embedder
+    from .family import FamilyReport, NamedSubnet, export_family
     from .onnx import ExportReport, export_onnx
     from .precision.calibration import CalibrationData, calibration_data, calibration_of_task
     from .precision.options import Drop, PrecisionOptions
     from .runtime.bench import BenchReport, ComparisonReport
-    from .runtime.manifest import Manifest
+    from .runtime.manifest import Manifest, Member
+    from .runtime.members import Session
     from .runtime.verify import VerifyReport
-    from .source import Source, read_source
+    from .source import FamilySource, Source, read_source, read_universal
 
 _HOMES = {
     "BenchReport": ".runtime.bench",
@@ -24,17 +26,27 @@ _HOMES = {
     "Drop": ".precision.options",
     "Embedder": ".embedder",
     "ExportReport": ".onnx",
+    "FamilyReport": ".family",
+    "FamilySource": ".source",
     "Manifest": ".runtime.manifest",
+    "Member": ".runtime.manifest",
+    "NamedSubnet": ".family",
     "PrecisionOptions": ".precision.options",
+    "Session": ".runtime.members",
     "Source": ".source",
     "VerifyReport": ".runtime.verify",
     "bench_bundle": ".bundle",
+    "bench_subnets": ".bundle",
     "calibration_data": ".precision.calibration",
     "calibration_of_task": ".precision.calibration",
     "compare_latency": ".bundle",
+    "export_family": ".family",
     "export_onnx": ".onnx",
+    "open_session": ".bundle",
+    "profile_bundles": ".bundle",
     "read_bundle": ".bundle",
     "read_source": ".source",
+    "read_universal": ".source",
     "run_bundle": ".bundle",
     "verify_bundle": ".bundle",
 }
@@ -46,17 +58,27 @@ __all__ = [
     "Drop",
     "Embedder",
     "ExportReport",
+    "FamilyReport",
+    "FamilySource",
     "Manifest",
+    "Member",
+    "NamedSubnet",
     "PrecisionOptions",
+    "Session",
     "Source",
     "VerifyReport",
     "bench_bundle",
+    "bench_subnets",
     "calibration_data",
     "calibration_of_task",
     "compare_latency",
+    "export_family",
     "export_onnx",
+    "open_session",
+    "profile_bundles",
     "read_bundle",
     "read_source",
+    "read_universal",
     "run_bundle",
     "verify_bundle",
 ]

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from elastic.errors import CheckError, CheckpointError
 
-from .runtime import bench, manifest, run, verify
+from .runtime import bench, manifest, profile, run, verify
 from .runtime.bench import BenchReport, ComparisonReport
+from .runtime.deadline import read_milliseconds
 from .runtime.errors import BundleError, VerificationError
 from .runtime.manifest import Manifest
+from .runtime.members import Session
+from .runtime.profile import ProfileReport
 from .runtime.run import RunReport
 from .runtime.verify import VerifyReport
 
@@ -51,14 +54,16 @@ def verify_bundle(path: str | os.PathLike[str], *, threads: int | None = None) -
 def bench_bundle(
     path: str | os.PathLike[str],
     *,
+    subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> BenchReport:
-    """Measure the latency of a bundle on this machine.
+    """Measure the latency of a bundle on this machine: of ``subnet`` (by default the largest) if it has several.
 
     Raises:
         CheckpointError: if the folder is not a bundle that can be run at these sizes.
@@ -66,21 +71,63 @@ def bench_bundle(
     """
     with _elastic_errors():
         return bench.bench(
-            Path(path), batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
+            Path(path),
+            subnet=subnet,
+            batch=batch,
+            sequence=sequence,
+            past=past,
+            threads=threads,
+            spinning=spinning,
+            warmup=warmup,
+            rounds=rounds,
+        )
+
+
+def bench_subnets(
+    path: str | os.PathLike[str],
+    *,
+    batch: int = 1,
+    sequence: int | None = None,
+    past: int = 0,
+    threads: int = 1,
+    spinning: bool = True,
+    warmup: int = 5,
+    rounds: int = 50,
+) -> ComparisonReport:
+    """Measure all subnets of a bundle, which take turns in one process; ratios are to the largest.
+
+    Raises:
+        CheckpointError: if the folder is not a bundle that can be run at these sizes.
+        CheckError: if a graph is not the exported one.
+    """
+    with _elastic_errors():
+        return bench.compare_subnets(
+            Path(path),
+            batch=batch,
+            sequence=sequence,
+            past=past,
+            threads=threads,
+            spinning=spinning,
+            warmup=warmup,
+            rounds=rounds,
         )
 
 
 def compare_latency(
     paths: Sequence[str | os.PathLike[str]],
     *,
+    subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> ComparisonReport:
     """Measure bundles that take turns in one process; ratios are to the first of them.
+
+    ``subnet`` is that of the first, if it has several; of the others, the largest runs.
 
     Raises:
         CheckpointError: if a folder is not a bundle that can be run at these sizes.
@@ -89,10 +136,44 @@ def compare_latency(
     with _elastic_errors():
         return bench.compare_latency(
             [Path(path) for path in paths],
+            subnet=subnet,
             batch=batch,
             sequence=sequence,
             past=past,
             threads=threads,
+            spinning=spinning,
+            warmup=warmup,
+            rounds=rounds,
+        )
+
+
+def profile_bundles(
+    paths: Sequence[str | os.PathLike[str]],
+    output_file: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = (1,),
+    sequences: Sequence[int] | None = None,
+    past: int = 0,
+    threads: int = 1,
+    spinning: bool = True,
+    warmup: int = 5,
+    rounds: int = 50,
+) -> ProfileReport:
+    """Measure every subnet of some bundles of one model on this machine, and write its latency table.
+
+    Raises:
+        CheckpointError: if a folder is not a bundle that can be run at these sizes, or the file is there already.
+        CheckError: if a graph is not the exported one.
+    """
+    with _elastic_errors():
+        return profile.profile(
+            [Path(path) for path in paths],
+            Path(output_file),
+            batches=batches,
+            sequences=sequences,
+            past=past,
+            threads=threads,
+            spinning=spinning,
             warmup=warmup,
             rounds=rounds,
         )
@@ -105,14 +186,36 @@ def run_bundle(
     *,
     threads: int | None = None,
     max_new_tokens: int | None = None,
+    subnet: str | None = None,
+    deadline: str | float | None = None,
 ) -> RunReport:
     """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt``, and write an ``.npz``.
 
-    With ``max_new_tokens``, a decoder continues them.
+    With ``max_new_tokens``, a decoder continues them. A bundle with several subnets runs ``subnet``, the best one that
+    meets the ``deadline`` (``"8ms"``, or a number of milliseconds), or the largest.
 
     Raises:
         CheckpointError: if the inputs do not fit, or the output file is there already.
         CheckError: if its graph is not the exported one.
     """
     with _elastic_errors():
-        return run.run(Path(path), Path(input_file), Path(output_file), threads=threads, max_new_tokens=max_new_tokens)
+        return run.run(
+            Path(path),
+            Path(input_file),
+            Path(output_file),
+            threads=threads,
+            max_new_tokens=max_new_tokens,
+            subnet=subnet,
+            deadline_ms=None if deadline is None else read_milliseconds(str(deadline)),
+        )
+
+
+def open_session(path: str | os.PathLike[str], *, threads: int | None = None) -> Session:
+    """Open a bundle to run it from Python: its subnets by name, or by deadline.
+
+    Raises:
+        CheckpointError: if the folder is not a bundle that can be run.
+        CheckError: if its weights are not the exported ones.
+    """
+    with _elastic_errors():
+        return Session.open(Path(path), threads=threads)

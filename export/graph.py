@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +51,16 @@ class _Positional(nn.Module):
         return tuple(forward_outputs(self.model, self.inputs, dict(zip(names, tensors, strict=True))).values())
 
 
-def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -> ir.Model:
+def trace(
+    model: Exportable,
+    inputs: ModelInputs,
+    output_names: Sequence[str],
+    *,
+    rule: Callable[[ir.Model], None] | None = None,
+) -> ir.Model:
     """Trace a model that is in evaluation mode into a clean graph.
+
+    ``rule`` rewrites the graph further, before the shapes are taken out that the tracer noted.
 
     Raises:
         CheckpointError: if the tracer cannot follow the model.
@@ -83,6 +91,8 @@ def trace(model: Exportable, inputs: ModelInputs, output_names: Sequence[str]) -
     assert program is not None
     graph = program.model
     rewrite(graph)
+    if rule is not None:
+        rule(graph)
     _clean(graph)
     name_transposed_weights(graph.graph, model)
     check_graph(graph, inputs, output_names)
@@ -98,11 +108,20 @@ def write_graph(graph: ir.Model, folder: Path) -> Path:
     path = folder / GRAPH_NAME
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
     ir.save(graph, path, external_data=WEIGHTS_NAME if weights >= SINGLE_FILE_LIMIT else None)
+    check_file(path)
+    return path
+
+
+def check_file(path: Path) -> None:
+    """Check the file of a graph.
+
+    Raises:
+        CheckError: if the ONNX checker refuses it.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from None
-    return path
 
 
 def output_specs(graph: ir.Model) -> tuple[TensorSpec, ...]:

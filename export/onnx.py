@@ -24,7 +24,7 @@ from .precision.apply import apply_precision
 from .precision.mix import Progress, QuantizationReport
 from .precision.options import FP32, PrecisionOptions
 from .precision.similarity import Similarity
-from .runtime.manifest import MANIFEST_NAME, Manifest, Parity
+from .runtime.manifest import MANIFEST_NAME, Manifest
 from .runtime.samples import Sample, write_samples
 
 SAMPLES_NAME = "samples.npz"
@@ -91,8 +91,8 @@ def export_onnx(
     """
     options = precision_options or PrecisionOptions()
     options.check(precision)
-    _check_model(model)
-    _check_extra_files(extra_files)
+    check_model(model)
+    check_extra_files(extra_files)
     inputs = describe_inputs(model)
     with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
         samples = reference_samples(model, inputs)
@@ -107,7 +107,7 @@ def export_onnx(
             samples = tuple(Sample(cast_inputs(sample.inputs, specs), sample.outputs) for sample in samples)
             parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
-        _copy_runtime(folder / RUNTIME_NAME)
+        copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
             shutil.copyfile(file, folder / file.name)
         manifest = Manifest(
@@ -120,14 +120,7 @@ def export_onnx(
             inputs=specs,
             outputs=outputs,
             max_sizes=inputs.max_sizes,
-            parity=Parity(
-                precision=precision,
-                max_abs_diff=parity.max_abs_diff,
-                tolerance=parity.tolerance.max_abs_diff,
-                argmax_tie=parity.tolerance.argmax_tie,
-                shapes=parity.sizes,
-                samples=SAMPLES_NAME,
-            ),
+            parity=parity.describe(precision, SAMPLES_NAME),
             tools=tool_versions(),
             subnet=subnet,
             cost=cost,
@@ -156,7 +149,12 @@ def _with_costs(
     return {**(quality or {}), **costs}
 
 
-def _check_model(model: Exportable) -> None:
+def check_model(model: Exportable) -> None:
+    """Check that a model is one that can become a graph.
+
+    Raises:
+        CheckpointError: if it is of another library, universal, or not of float32.
+    """
     if not isinstance(model, (PreTrainedModel, Embedder)):
         raise CheckpointError(f"a {type(model).__name__} cannot be exported; give the transformers model inside it.")
     if hasattr(body_of(model), "_elastic"):
@@ -172,8 +170,13 @@ def _check_model(model: Exportable) -> None:
             )
 
 
-def _check_extra_files(files: Sequence[Path]) -> None:
-    taken = {GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME, RUNTIME_NAME, MANIFEST_NAME}
+def check_extra_files(files: Sequence[Path], own: Sequence[str] = (GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME)) -> None:
+    """Check that files can go into a bundle beside its ``own``.
+
+    Raises:
+        CheckpointError: if one is missing, or has the name of another file of the bundle.
+    """
+    taken = {*own, RUNTIME_NAME, MANIFEST_NAME}
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"there is no file '{file}' to put into the bundle.")
@@ -182,7 +185,8 @@ def _check_extra_files(files: Sequence[Path]) -> None:
         taken.add(file.name)
 
 
-def _copy_runtime(folder: Path) -> None:
+def copy_runtime(folder: Path) -> None:
+    """Copy the runtime into a bundle."""
     folder.mkdir()
     for source in sorted((Path(__file__).parent / "runtime").glob("*.py")):
         shutil.copyfile(source, folder / source.name)

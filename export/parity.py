@@ -16,7 +16,7 @@ from .inputs import ModelInputs, forward_outputs
 from .precision.options import FP16, FP32
 from .precision.similarity import Similarity, row_cosines, similarity
 from .runtime.compare import Difference, compare
-from .runtime.manifest import TensorSpec
+from .runtime.manifest import Parity, TensorSpec
 from .runtime.samples import Sample
 from .runtime.session import open_graph
 
@@ -55,6 +55,17 @@ class ParityResult:
     similarity: Similarity | None = None
     """Of a quantized graph to the model."""
 
+    def describe(self, precision: str, samples: str) -> Parity:
+        """Return what a manifest says of it; ``samples`` is the file of the parity samples."""
+        return Parity(
+            precision=precision,
+            max_abs_diff=self.max_abs_diff,
+            tolerance=self.tolerance.max_abs_diff,
+            argmax_tie=self.tolerance.argmax_tie,
+            shapes=self.sizes,
+            samples=samples,
+        )
+
 
 def reference_samples(model: Exportable, inputs: ModelInputs) -> tuple[Sample, ...]:
     """Run the model as it is, with its own attention implementation, at every size that is to be compared.
@@ -78,10 +89,10 @@ def reference_samples(model: Exportable, inputs: ModelInputs) -> tuple[Sample, .
     return tuple(samples)
 
 
-def samples_to_keep(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Return the samples that travel with the bundle: all, or two if their outputs are large."""
+def samples_to_keep(samples: Sequence[Sample], limit: int = MAX_SAMPLE_BYTES) -> tuple[Sample, ...]:
+    """Return the samples that travel with the bundle: all, or two if their outputs are larger than ``limit`` bytes."""
     size = sum(array.nbytes for sample in samples for array in sample.outputs.values())
-    return tuple(samples if size <= MAX_SAMPLE_BYTES else samples[:2])
+    return tuple(samples if size <= limit else samples[:2])
 
 
 def check_parity(

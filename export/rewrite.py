@@ -55,7 +55,7 @@ def _rotate_without_negation(graph: ir.Graph, node: ir.Node) -> None:
             continue
         first, second = halves
         signs = np.concatenate([-np.ones(first, np.float32), np.ones(second, np.float32)])  # type: ignore[arg-type]
-        signed = ir.node("Mul", [sine, _constant(graph, f"signs_{halves[0]}_{halves[1]}", signs)])
+        signed = ir.node("Mul", [sine, add_constant(graph, f"signs_{halves[0]}_{halves[1]}", signs)])
         signed.outputs[0].type, signed.outputs[0].shape = sine.type, sine.shape
         concat.replace_input_with(0, negation.inputs[0])
         producer = sine.producer()
@@ -79,7 +79,7 @@ def _use_constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
     target = [new if isinstance(new, int) else 0 if kept else -1 for new, kept in zip(after.shape, same, strict=True)]
     if target.count(-1) > 1 or any(size == 0 for size in after.shape):
         return
-    shape = _constant(graph, "shape_" + "_".join(map(str, target)), np.array(target, np.int64))
+    shape = add_constant(graph, "shape_" + "_".join(map(str, target)), np.array(target, np.int64))
     _replace(graph, node, "Reshape", [before, shape])
 
 
@@ -107,20 +107,20 @@ def _join_bias(graph: ir.Graph, node: ir.Node) -> None:
         if len(x.shape) == 2:
             _replace(graph, node, "Gemm", [x, weight, bias])
             return
-        rows = ir.node("Reshape", [x, _constant(graph, f"shape_-1_{width}", np.array([-1, width], np.int64))])
+        rows = ir.node("Reshape", [x, add_constant(graph, f"shape_-1_{width}", np.array([-1, width], np.int64))])
         gemm = ir.node("Gemm", [rows.outputs[0], weight, bias])
         graph.insert_before(node, [rows, gemm])
-        _replace(graph, node, "Reshape", [gemm.outputs[0], _shape_of_rows(graph, node, x, columns)])
+        _replace(graph, node, "Reshape", [gemm.outputs[0], shape_of_rows(graph, node, x, columns)])
         return
 
 
-def _shape_of_rows(graph: ir.Graph, node: ir.Node, x: ir.Value, width: int) -> ir.Value:
+def shape_of_rows(graph: ir.Graph, node: ir.Node, x: ir.Value, width: int) -> ir.Value:
     """Return ``(*x.shape[:2], width)``, computed once for all that have it, before the first ``node`` that needs it."""
     assert x.shape is not None
     key = f"shape_{x.shape[0]}_{x.shape[1]}_{width}"
     if key not in graph.meta:
         leading = ir.node("Shape", [x], attributes={"start": 0, "end": 2})
-        columns = _constant(graph, f"shape_{width}", np.array([width], np.int64))
+        columns = add_constant(graph, f"shape_{width}", np.array([width], np.int64))
         whole = ir.node("Concat", [leading.outputs[0], columns], attributes={"axis": 0})
         graph.insert_before(node, [leading, whole])
         graph.meta[key] = whole.outputs[0]
@@ -140,7 +140,8 @@ def _is_weight(value: ir.Value | None, rank: int) -> bool:
     return value is not None and value.const_value is not None and len(value.const_value.shape) == rank
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the constant of this name, which is added if the graph does not have it."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         kind: Any = ir.TensorType(tensor.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from elastic.checkpoint import RECORD_NAME, CheckpointRecord, load, model_class_of, read_record
-from elastic.data.embedder import is_embedder, read_embedder
+from elastic.checkpoint import RECORD_NAME, load, model_class_of, read_record
+from elastic.data.embedder import EmbedderFolder, is_embedder, read_embedder
 from elastic.errors import CheckpointError
+from elastic.space import Subnet
 
 from .decoder import DecoderInputs
 from .embedder import Embedder, Exportable, body_of
@@ -47,7 +49,8 @@ def read_source(folder: Path, *, embedding_dim: int | None = None) -> Source:
     record = read_record(folder) if (folder / RECORD_NAME).is_file() else None
     if record is not None and record.kind != "extracted":
         raise CheckpointError(
-            f"{folder} is a universal model; cut a subnet first: elastic extract {folder} --flops 50%."
+            f"{folder} is a universal model; cut a subnet first (elastic extract {folder} --flops 50%), or export "
+            "several: --to family."
         )
     lower_case = False
     if is_embedder(folder):
@@ -61,12 +64,50 @@ def read_source(folder: Path, *, embedding_dim: int | None = None) -> Source:
     else:
         model, data_folder = load(folder) if record else _load_stock(folder), folder
     files = [data_folder / name for name in _DATA_FILES if (data_folder / name).is_file()]
-    preprocess = _describe_preprocessing(model, files, lower_case, record)
+    recorded = record.training.get("preprocess") if record else None
+    preprocess = _describe_preprocessing(model, files, lower_case, recorded)
     details: dict[str, Any] = {"preprocess": preprocess, "extra_files": files}
     if record:
         quality = record.test_quality or record.quality
         details |= {"subnet": record.subnet, "cost": record.cost, "quality": quality}
     return Source(model, details)
+
+
+@dataclass(frozen=True)
+class FamilySource:
+    """A universal model, what its subnets are exported in, and what the manifest of their bundle says."""
+
+    model: PreTrainedModel
+    details: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of `export_family`."""
+    embedder: EmbedderFolder | None = None
+
+    def wrap(self, small: PreTrainedModel, subnet: Subnet) -> Exportable:
+        """Return what is exported of an extracted subnet: itself, or the embedder that it becomes."""
+        if self.embedder is None:
+            return small
+        head, limit = self.embedder.head, self.embedder.max_length
+        return Embedder(small, head, dim=subnet.embedding_dim, max_length=limit).eval()
+
+
+def read_universal(folder: Path, model: PreTrainedModel, preprocess: Mapping[str, Any] | None = None) -> FamilySource:
+    """Read what lies around a universal model: tokenizer, and pooling if it is an embedder.
+
+    Args:
+        folder: the universal checkpoint.
+        model: what was loaded from it.
+        preprocess: how inputs are prepared, besides what the tokenizer does.
+
+    Raises:
+        CheckpointError: if its embedder has modules that cannot be loaded.
+    """
+    embedder = read_embedder(folder) if is_embedder(folder) else None
+    data_folder = folder if embedder is None else embedder.transformer
+    files = [data_folder / name for name in _DATA_FILES if (data_folder / name).is_file()]
+    whole = model if embedder is None else Embedder(model, embedder.head, max_length=embedder.max_length)
+    lower_case = embedder is not None and embedder.lower_case
+    described = _describe_preprocessing(whole, files, lower_case, preprocess)
+    return FamilySource(model, {"preprocess": described, "extra_files": files}, embedder)
 
 
 def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
@@ -100,10 +141,10 @@ def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
 
 
 def _describe_preprocessing(
-    model: Exportable, files: list[Path], lower_case: bool, record: CheckpointRecord | None
+    model: Exportable, files: list[Path], lower_case: bool, recorded: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """Return what the runtime needs to make inputs of texts, beside what training recorded."""
-    described: dict[str, Any] = dict(record.training.get("preprocess") or {}) if record else {}
+    described: dict[str, Any] = dict(recorded or {})
     inputs = describe_inputs(model)
     if not isinstance(inputs, DenseInputs) and any(file.name == TOKENIZER_NAME for file in files):
         described["tokenizer"] = {"file": TOKENIZER_NAME, "pad_id": inputs.pad_id, "lower_case": lower_case}

@@ -16,6 +16,7 @@ from elastic.cli.heal import heal
 from elastic.cli.info import info
 from elastic.cli.pareto import pareto
 from elastic.cli.plan import plan
+from elastic.cli.profile import profile
 from elastic.cli.run import run
 from elastic.cli.search import search
 from elastic.cli.train import train
@@ -46,7 +47,7 @@ def _options(
     pass
 
 
-for _command in (train, convert, plan, info, search, extract, heal, pareto, export, verify, bench, run):
+for _command in (train, convert, plan, info, search, extract, heal, pareto, export, verify, bench, profile, run):
     app.command()(_command)
 app.command("eval")(evaluate)
 

@@ -11,10 +11,12 @@ from elastic.cli.options import (
     Capacity,
     Context,
     Correct,
+    Energy,
     Flops,
     Folder,
     InputShape,
     Json,
+    Latency,
     Macs,
     Memory,
     MultipleOf,
@@ -23,6 +25,7 @@ from elastic.cli.options import (
     PhaseOption,
     SearchMethod,
     SubnetOption,
+    Table,
     Uniform,
     Within,
     read_budget,
@@ -33,9 +36,10 @@ from elastic.cli.options import (
     read_search_method,
     read_space_option,
     read_subnet_option,
+    read_table,
 )
 from elastic.cli.output import note, print_json, print_table, progress, reported
-from elastic.cli.points import print_points
+from elastic.cli.points import note_table, print_points
 from elastic.cli.push import Private, PushToHub, check_push, push
 from elastic.errors import BudgetError, ElasticError
 
@@ -67,6 +71,9 @@ def extract(
     macs: Macs = None,
     params: Params = None,
     memory: Memory = None,
+    latency: Latency = None,
+    energy: Energy = None,
+    table: Table = None,
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     within: Within = None,
@@ -89,7 +96,8 @@ def extract(
 ) -> None:
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
     check_push(push_to_hub, private)
-    budget = _read_limits(subnet, frozen_routers, capacity, (flops, macs, params, memory))
+    budget = _read_limits(subnet, frozen_routers, capacity, (flops, macs, params, memory), (latency, energy, table))
+    device = read_table(table)
     share = None if capacity is None else read_capacity(capacity)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
@@ -112,7 +120,7 @@ def extract(
     correction = read_method("--correct", correct, CORRECTIONS)
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
-    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
     if frozen_routers:
         from elastic.pipeline import frozen_subnet
 
@@ -142,6 +150,7 @@ def extract(
         push(output, push_to_hub, private)
         return
     print_points([best], title=f"Extracted to {output}")
+    note_table(universal.cost_model)
     if record.test_quality:
         test = record.test_quality
         note(f"On test data, used only for this: {test['metric']} {test['value']:.4g} ({test['num_examples']}).")
@@ -218,13 +227,17 @@ def _say_how_to_load(output: Path, stock: bool) -> None:
 
 
 def _read_limits(
-    subnet: str | None, frozen_routers: bool, capacity: str | None, limits: tuple[str | None, ...]
+    subnet: str | None,
+    frozen_routers: bool,
+    capacity: str | None,
+    limits: tuple[str | None, str | None, str | None, str | None],
+    on_device: tuple[str | None, str | None, Path | None],
 ) -> Budget | None:
     """Return the budget, or None where a subnet is given or routers say what leaves."""
-    if subnet and any(limits):
+    if subnet and any((*limits, *on_device[:2])):
         raise BudgetError("give either --subnet or a budget, not both.")
-    if frozen_routers and (subnet or any(limits)):
+    if frozen_routers and (subnet or any((*limits, *on_device[:2]))):
         raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
     if capacity and not frozen_routers:
         raise BudgetError("--capacity is for routers; add --frozen-routers.")
-    return None if subnet or frozen_routers else read_budget(*limits)
+    return None if subnet or frozen_routers else read_budget(*limits, *on_device)

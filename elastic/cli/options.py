@@ -12,7 +12,7 @@ import typer
 from elastic.errors import BudgetError, ElasticError, SpaceError, did_you_mean
 
 if TYPE_CHECKING:
-    from elastic.cost import Budget, Phase
+    from elastic.cost import Budget, LatencyTable, Phase
     from elastic.space import SearchSpace, Subnet
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Universal model: a folder that `elastic train` wrote.")]
@@ -22,6 +22,13 @@ Flops = Annotated[str | None, typer.Option(help="At most so many FLOPs: 2G, 500M
 Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds (half of the FLOPs).")]
 Params = Annotated[str | None, typer.Option(help="At most so many parameters: 10M, 60%.")]
 Memory = Annotated[str | None, typer.Option(help="At most so much memory for weights and activations: 64MiB, 60%.")]
+Latency = Annotated[
+    str | None, typer.Option(help="At most so long for one inference: 8ms, or 60% of the largest; needs --table.")
+]
+Energy = Annotated[str | None, typer.Option(help="At most so much energy for one inference: 20mJ, 60%; needs --table.")]
+Table = Annotated[
+    Path | None, typer.Option(metavar="TABLE", help="Latency table that `elastic profile` wrote on the device.")
+]
 InputShape = Annotated[
     str | None,
     typer.Option(metavar="SHAPE", help="Input for which costs are computed: 1x128, or 1x3x32x32. Default: as trained."),
@@ -71,17 +78,53 @@ SearchMethod = Annotated[
 Candidates = Annotated[int, typer.Option(min=1, help="How many subnets are measured at most.")]
 
 
-def read_budget(flops: str | None, macs: str | None, params: str | None, memory: str | None) -> Budget:
+def read_budget(
+    flops: str | None,
+    macs: str | None,
+    params: str | None,
+    memory: str | None,
+    latency: str | None = None,
+    energy: str | None = None,
+    table: Path | None = None,
+) -> Budget:
     """Return the budget of the options.
 
     Raises:
-        BudgetError: if none is given.
+        BudgetError: if none is given, or one of latency or energy without a latency table.
     """
     from elastic.cost import Budget
 
-    if not (flops or macs or params or memory):
-        raise BudgetError("no budget is given; add --flops 2G, or --macs, --params or --memory.")
-    return Budget(flops=flops, macs=macs, params=params, memory=memory)
+    if not (flops or macs or params or memory or latency or energy):
+        raise BudgetError("no budget is given; add --flops 2G, or --macs, --params, --memory, --latency or --energy.")
+    check_table(latency, energy, table)
+    return Budget(flops=flops, macs=macs, params=params, memory=memory, latency=latency, energy=energy)
+
+
+def check_table(latency: str | None, energy: str | None, table: Path | None) -> None:
+    """Check that a budget of latency or energy comes with a latency table.
+
+    Raises:
+        BudgetError: if it does not.
+    """
+    for name, given in (("latency", latency), ("energy", energy)):
+        if given and table is None:
+            raise BudgetError(
+                f"--{name} {given} needs a latency table, which `elastic profile` measures on the device; add "
+                "--table T.json."
+            )
+
+
+def read_table(path: Path | None) -> LatencyTable | None:
+    """Read a latency table, if one is given.
+
+    Raises:
+        BudgetError: if the file is none.
+    """
+    if path is None:
+        return None
+    from elastic.cost import LatencyTable
+
+    return LatencyTable.read(path)
 
 
 def read_capacity(text: str) -> float:

@@ -6,9 +6,24 @@ from typing import Annotated
 
 import typer
 
-from elastic.cli.options import Context, Folder, InputShape, Json, Output, PhaseOption, read_input_shape, read_phase
+from elastic.cli.options import (
+    Context,
+    Energy,
+    Folder,
+    InputShape,
+    Json,
+    Latency,
+    Output,
+    PhaseOption,
+    Table,
+    check_table,
+    read_input_shape,
+    read_phase,
+    read_table,
+)
 from elastic.cli.output import note, print_json, progress, reported
-from elastic.cli.points import print_points
+from elastic.cli.points import note_table, print_points
+from elastic.errors import BudgetError
 
 
 @reported
@@ -18,8 +33,14 @@ def pareto(
     candidates: Annotated[int, typer.Option(min=1, help="Subnets measured beside the granularities.")] = 60,
     cost: Annotated[
         list[str] | None,
-        typer.Option(help="flops (default), macs, params or memory_bytes; repeat it for a front over several."),
+        typer.Option(
+            help="flops (default; with --table latency_ms), macs, params, memory_bytes, latency_ms or energy_mj; "
+            "repeat it for a front over several."
+        ),
     ] = None,
+    latency: Latency = None,
+    energy: Energy = None,
+    table: Table = None,
     input_shape: InputShape = None,
     phase: PhaseOption = None,
     context: Context = None,
@@ -27,6 +48,7 @@ def pareto(
 ) -> None:
     """Measure granularities, uniform subnets and mixes; write pareto.csv, pareto.png and index.html."""
     from elastic.checkpoint import read_record
+    from elastic.cost import Budget
     from elastic.folder import check_output, new_folder
     from elastic.pipeline import Universal
     from elastic.selection.candidates import landscape
@@ -35,13 +57,24 @@ def pareto(
     from elastic.selection.search import measure_all
 
     check_output(output)
+    check_table(latency, energy, table)
+    device = read_table(table)
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
-    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
-    found = landscape(universal.elastic.resolved, universal.cost_model, universal.granularities, candidates)
-    costs = cost or ["flops"]
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
+    space, cost_model = universal.elastic.resolved, universal.cost_model
+    costs = cost or ["flops" if cost_model.latency is None else "latency_ms"]
+    if cost_model.latency is not None:
+        cost_model.latency.check_covers(space)
     for name in costs:
-        check_cost(name)
+        check_cost(name, cost_model.cost(space.largest))
+    found = landscape(space, cost_model, universal.granularities, candidates)
+    if latency or energy:
+        limits = Budget(latency=latency, energy=energy).limits(cost_model.cost(space.largest))
+        limits.check_reachable(cost_model.cost(space.smallest))
+        found = [candidate for candidate in found if limits.met_by(candidate.cost)]
+        if not found:
+            raise BudgetError(f"none of the subnets looked at is within {limits}; raise --candidates or the limit.")
     with progress("Measuring") as on_progress:
         points = measure_all(found, universal.measure, on_progress)
     with new_folder(output) as target:
@@ -51,4 +84,5 @@ def pareto(
         print_json({"output": str(output), "front": [p.to_dict() for p in front], "measured": len(points)})
         return
     print_points(front, title=f"Pareto front of {len(points)} measured subnets")
+    note_table(cost_model)
     note(f"Open {output / 'index.html'} in a browser; pareto.png and pareto.csv lie beside it.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from elastic.cli.output import print_table
+from elastic.cli.output import note, print_table
 
 if TYPE_CHECKING:
+    from elastic.cost import CostModel
     from elastic.pipeline import MeasuredRouters
     from elastic.selection import Measured
 
@@ -25,12 +26,26 @@ def print_points(points: Sequence[Measured], *, title: str = "") -> None:
                 "subnet": point.subnet.describe(),
                 "FLOPs": format_quantity(point.cost.flops),
                 "parameters": format_quantity(point.cost.params),
+                **_predicted(point),
                 measured_on: f"{point.quality.value:.4g}",
             }
             for point in points
         ],
         title=title,
     )
+
+
+def _predicted(point: Measured) -> dict[str, str]:
+    from elastic.cost import format_spent
+
+    found = {"latency": point.cost.latency_ms, "energy": point.cost.energy_mj}
+    return {f"predicted {name}": format_spent(name, value) for name, value in found.items() if value is not None}
+
+
+def note_table(cost_model: CostModel) -> None:
+    """Say for which device latencies are predicted, and how far off predictions are."""
+    if cost_model.latency is not None:
+        note(cost_model.latency.describe())
 
 
 def print_routed(points: Sequence[MeasuredRouters]) -> None:

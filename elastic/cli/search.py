@@ -5,16 +5,19 @@ from __future__ import annotations
 from elastic.cli.options import (
     Candidates,
     Context,
+    Energy,
     Flops,
     Folder,
     InputShape,
     Json,
+    Latency,
     Macs,
     Memory,
     MultipleOf,
     Params,
     PhaseOption,
     SearchMethod,
+    Table,
     Uniform,
     Within,
     read_budget,
@@ -22,9 +25,10 @@ from elastic.cli.options import (
     read_phase,
     read_search_method,
     read_space_option,
+    read_table,
 )
 from elastic.cli.output import note, print_json, progress, reported
-from elastic.cli.points import print_points
+from elastic.cli.points import note_table, print_points
 
 
 @reported
@@ -34,6 +38,9 @@ def search(
     macs: Macs = None,
     params: Params = None,
     memory: Memory = None,
+    latency: Latency = None,
+    energy: Energy = None,
+    table: Table = None,
     uniform: Uniform = False,
     within: Within = None,
     multiple_of: MultipleOf = 1,
@@ -45,7 +52,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
-    budget = read_budget(flops, macs, params, memory)
+    budget = read_budget(flops, macs, params, memory, latency, energy, table)
+    device = read_table(table)
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.pipeline import Universal, is_stock
@@ -53,7 +61,7 @@ def search(
 
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
-    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded))
+    universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
     with progress("Measuring") as on_progress:
         result = run(
             universal.model,
@@ -72,12 +80,14 @@ def search(
             "best": result.best.to_dict(),
             "measured": [point.to_dict() for point in result.measured],
             "num_evaluations": result.num_evaluations,
+            "table": None if (costs := universal.cost_model.latency) is None else costs.to_dict(),
             "predictor": None if (p := result.predictor) is None else {
                 "error": p.error, "rank_correlation": p.rank_correlation, "bound": result.predicted_bound,
             },
         })  # fmt: skip
     else:
         print_points(result.measured[:5], title=f"Best of {len(result.measured)} subnets with {result.limits}")
+        note_table(universal.cost_model)
         if result.predictor is not None:
             note(
                 f"{result.num_evaluations} subnets measured. The predictor's error on subnets it had not seen: "

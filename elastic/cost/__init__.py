@@ -1,7 +1,9 @@
-"""What subnets cost: FLOPs, parameters and memory, without running them; and budgets."""
+"""What subnets cost: FLOPs, parameters and memory, computed; latency and energy, from a device's table; budgets."""
 
-from elastic.cost.budget import Budget, Limits, format_quantity, parse_quantity
+from elastic.cost.budget import Budget, Limits, format_quantity, format_spent, parse_quantity, spent
 from elastic.cost.cost import Cost, InputShapes
+from elastic.cost.latency import LatencyModel
+from elastic.cost.latency_table import LatencyTable
 from elastic.cost.model import CostModel, peak_activation_bytes
 from elastic.cost.phases import PHASES, DecoderCostModel, Phase
 
@@ -11,10 +13,14 @@ __all__ = [
     "CostModel",
     "DecoderCostModel",
     "InputShapes",
+    "LatencyModel",
+    "LatencyTable",
     "Limits",
     "PHASES",
     "Phase",
     "format_quantity",
+    "format_spent",
     "parse_quantity",
     "peak_activation_bytes",
+    "spent",
 ]

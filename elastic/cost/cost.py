@@ -27,6 +27,13 @@ class Cost:
     phase: Mapping[str, Any] | None = None
     """Of a decoder with a cache: the phase, and its context in tokens."""
 
+    latency_ms: float | None = None
+    """Predicted from a latency table; None without one."""
+    energy_mj: float | None = None
+    """Millijoules of one inference, predicted from a table of a device that can read its power."""
+    device: str | None = None
+    """Whose latency and energy these are, with threads and precision."""
+
     @property
     def macs(self) -> int:
         """Multiply-adds: half of the FLOPs."""
@@ -48,4 +55,6 @@ class Cost:
             "memory_bytes": self.memory_bytes,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             **({"cache_bytes": self.cache_bytes, "phase": dict(self.phase)} if self.phase else {}),
+            **({} if self.latency_ms is None else {"latency_ms": self.latency_ms, "device": self.device}),
+            **({} if self.energy_mj is None else {"energy_mj": self.energy_mj}),
         }

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from elastic.cost.cost import Cost, InputShapes
+from elastic.cost.latency import LatencyModel
+from elastic.cost.latency_table import LatencyTable
 from elastic.cost.params import count_layer_params
 from elastic.errors import ElasticError
 from elastic.families import TOKEN_INPUTS, Family, get_family
@@ -44,6 +46,11 @@ class CostModel:
     Activation memory is traced once for each distinct choice and kind of layer: a layer's peak
     depends on no other layer's choice. All of this is done for each hidden size that is asked for.
     """
+
+    latency: LatencyModel | None = None
+    """Predicts latency and energy, where there is a table: see `with_table`."""
+    _past = 0
+    """Tokens that are cached before the pass."""
 
     def __init__(
         self,
@@ -85,10 +92,23 @@ class CostModel:
 
         Raises:
             SpaceError: if the model cannot run the subnet.
+            BudgetError: if a latency table does not tell what the subnet needs.
         """
         check_subnet(subnet, self._dims)
-        if subnet.hidden != self._hidden:
-            return self._at_hidden(subnet.hidden).cost(subnet)
+        cost = self._cost(subnet) if subnet.hidden == self._hidden else self._at_hidden(subnet.hidden).cost(subnet)
+        return cost if self.latency is None else self.latency.add_to(cost, subnet)
+
+    def with_table(self, table: LatencyTable) -> CostModel:
+        """Return this model with predictions of latency, and of energy where the table has it.
+
+        Raises:
+            BudgetError: if the table was measured at other input sizes.
+        """
+        predicting = copy.copy(self)
+        predicting.latency = LatencyModel.fit(table, self.input_shapes, self._past)
+        return predicting
+
+    def _cost(self, subnet: Subnet) -> Cost:
         choices = zip(self._layer_params, subnet.ffn, subnet.heads, strict=True)
         params = self._outside_params + sum(layer.count(ffn, heads) for layer, ffn, heads in choices)
         return Cost(

@@ -80,7 +80,7 @@ class DecoderCostModel(CostModel):
             raise ElasticError(
                 f"{phase.name} at a context of {phase.context} needs {total} positions, and the model takes {limit}."
             )
-        self.phase = phase
+        self.phase, self._past = phase, phase.cached
         self._head_dim = family.head_dim(config)
         self._windows = [_window(layer) for layer in DynamicCache(config=config).layers]
         super().__init__(model_class, config, {"input_ids": (1, phase.new)}, hidden=hidden)
@@ -88,14 +88,9 @@ class DecoderCostModel(CostModel):
     def _narrowed(self, hidden: int | None) -> DecoderCostModel:
         return DecoderCostModel(self._model_class, self._config, self.phase, hidden=hidden)
 
-    def cost(self, subnet: Subnet) -> Cost:
-        """Return the cost of the phase for ``subnet``, its key-value cache included.
-
-        Raises:
-            SpaceError: if the model cannot run the subnet.
-        """
+    def _cost(self, subnet: Subnet) -> Cost:
         stated = {"name": self.phase.name, "context": self.phase.context}
-        return dataclasses.replace(super().cost(subnet), cache_bytes=self.cache_bytes(subnet), phase=stated)
+        return dataclasses.replace(super()._cost(subnet), cache_bytes=self.cache_bytes(subnet), phase=stated)
 
     def cache_bytes(self, subnet: Subnet) -> int:
         """Return the bytes of all keys and values after the pass."""

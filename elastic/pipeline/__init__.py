@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic.pipeline.choice import Chosen as Chosen
+    from elastic.pipeline.choice import choose_subnets as choose_subnets
     from elastic.pipeline.conversion import Conversion as Conversion
     from elastic.pipeline.conversion import ConversionPlan as ConversionPlan
     from elastic.pipeline.conversion import convert as convert
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that commands that train nothing do not wait for the Trainer and all that it imports.
 _HOME = {
+    "Chosen": "choice",
     "Conversion": "conversion",
     "ConversionPlan": "conversion",
     "Healing": "healing",
     "MeasuredRouters": "routing",
     "Universal": "universal",
     "check_repo_id": "hub",
+    "choose_subnets": "choice",
     "convert": "conversion",
     "extract_checkpoint": "universal",
     "frozen_subnet": "routing",

@@ -14,7 +14,7 @@ from transformers import (
 
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
-from elastic.cost import CostModel, DecoderCostModel, InputShapes, Phase
+from elastic.cost import CostModel, DecoderCostModel, InputShapes, LatencyTable, Phase
 from elastic.data import (
     Task,
     calibration_of,
@@ -51,10 +51,18 @@ class Universal:
     input_shapes: InputShapes
     phase: Phase | None = None
     """Of a decoder: the phase that costs are of, instead of a forward pass over the input shapes."""
+    table: LatencyTable | None = None
+    """Of the device whose latency costs have."""
 
     @classmethod
-    def open(cls, folder: Path, input_shapes: InputShapes | None = None, phase: Phase | None = None) -> Universal:
-        """Open a checkpoint folder.
+    def open(
+        cls,
+        folder: Path,
+        input_shapes: InputShapes | None = None,
+        phase: Phase | None = None,
+        table: LatencyTable | None = None,
+    ) -> Universal:
+        """Open a checkpoint folder; with a latency table, costs have the latency on its device.
 
         Raises:
             CheckpointError: if it is not a whole universal checkpoint.
@@ -63,7 +71,7 @@ class Universal:
         if record.kind != "universal":
             raise CheckpointError(f"{folder} is an extracted model; name the universal model that it was cut from.")
         shapes = input_shapes or {name: tuple(shape) for name, shape in record.input_shapes.items()}
-        return cls(folder, record, load(folder), shapes, phase)
+        return cls(folder, record, load(folder), shapes, phase, table)
 
     @property
     def elastic(self) -> Elastic:
@@ -73,9 +81,11 @@ class Universal:
     @functools.cached_property
     def cost_model(self) -> CostModel:
         """Predicts the cost of any subnet."""
-        if self.phase is not None:
-            return DecoderCostModel(type(self.model), self.model.config, self.phase)
-        return CostModel.of(self.model, self.input_shapes)
+        if self.phase is None:
+            costs = CostModel.of(self.model, self.input_shapes)
+        else:
+            costs = DecoderCostModel(type(self.model), self.model.config, self.phase)
+        return costs if self.table is None else costs.with_table(self.table)
 
     @functools.cached_property
     def recipe(self) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from elastic.cost import CostModel, Limits
+from elastic.cost import CostModel, Limits, spent
 from elastic.errors import BudgetError
 from elastic.selection.predictor import Predictor, choices_of
 from elastic.selection.solver import Option, solve
@@ -138,18 +138,18 @@ def _program(
             options.append(Option(score, tuple(float(a - b) for a, b in zip(costs, of_largest, strict=True))))
         groups.append(options)
     left = [
-        float(limits.values[name] - spent - (activation if name == "memory" else 0))
-        for name, spent in zip(names, of_largest, strict=True)
+        float(limits.values[name] - used - (activation if name == "memory" else 0))
+        for name, used in zip(names, of_largest, strict=True)
     ]
     of_widths = sum(predictor.effects.get(choice, 0.0) for choice in choices_of(Subnet((), (), *widths)))
     return _Program(allowed, groups, left, predictor.base + of_widths, widths)
 
 
-def _additive(cost_model: CostModel, subnet: Subnet, names: list[str]) -> tuple[int, ...]:
+def _additive(cost_model: CostModel, subnet: Subnet, names: list[str]) -> tuple[float, ...]:
     """The costs of which those of the layers are parts: weights and cache alone, where memory is asked for."""
     cost = cost_model.cost(subnet)
     memory = cost.weight_bytes + cost.cache_bytes
-    return tuple(memory if name == "memory" else int(getattr(cost, name)) for name in names)
+    return tuple(memory if name == "memory" else spent(cost, name) for name in names)
 
 
 def _with_layer(subnet: Subnet, layer: int, ffn: int, heads: int) -> Subnet:

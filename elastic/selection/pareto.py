@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from elastic.cost import Cost
 from elastic.errors import BudgetError, did_you_mean
 from elastic.selection.measured import Measured
 
-COSTS = ("flops", "macs", "params", "memory_bytes")
+COSTS = ("flops", "macs", "params", "memory_bytes", "latency_ms", "energy_mj")
 
 
-def check_cost(cost: str) -> None:
-    """Check that subnets can be compared by this cost.
+def check_cost(name: str, cost: Cost | None = None) -> None:
+    """Check that subnets can be compared by this cost, and that costs such as this one have it.
 
     Raises:
-        BudgetError: if it is unknown (suggests the right one).
+        BudgetError: if it is unknown (suggests the right one), or there is no latency table that it comes from.
     """
-    if cost not in COSTS:
-        raise BudgetError(f"unknown cost '{cost}'{did_you_mean(cost, COSTS)}")
+    if name not in COSTS:
+        raise BudgetError(f"unknown cost '{name}'{did_you_mean(name, COSTS)}")
+    if cost is not None and getattr(cost, name) is None:
+        raise BudgetError(
+            f"{name} comes from a latency table of a device that could measure it; give one with --table T.json, or "
+            "choose another cost."
+        )
 
 
 def pareto_front(points: Sequence[Measured], costs: str | Sequence[str] = "flops") -> list[Measured]:
@@ -30,14 +36,15 @@ def pareto_front(points: Sequence[Measured], costs: str | Sequence[str] = "flops
 
     Args:
         points: measured by one metric.
-        costs: one or several of flops, macs, params, memory_bytes.
+        costs: one or several of flops, macs, params, memory_bytes, latency_ms, energy_mj.
 
     Raises:
-        BudgetError: if a cost is unknown.
+        BudgetError: if a cost is unknown, or a point has none.
     """
     names = (costs,) if isinstance(costs, str) else tuple(costs)
     for name in names:
-        check_cost(name)
+        for point in points:
+            check_cost(name, point.cost)
 
     def spent(point: Measured) -> tuple[float, ...]:
         value = point.quality.value

@@ -13,7 +13,14 @@ from typing import Any
 from elastic.selection.measured import Measured
 from elastic.selection.pareto import pareto_front
 
-_LABELS = {"flops": "FLOPs", "macs": "multiply-adds", "params": "parameters", "memory_bytes": "bytes of memory"}
+_LABELS = {
+    "flops": "FLOPs",
+    "macs": "multiply-adds",
+    "params": "parameters",
+    "memory_bytes": "bytes of memory",
+    "latency_ms": "predicted milliseconds",
+    "energy_mj": "predicted millijoules",
+}
 _STYLES: dict[str, dict[str, Any]] = {
     "mix": {"marker": "x", "s": 22, "color": "#9aa3ad", "label": "per-layer mix"},
     "uniform": {"marker": "o", "s": 22, "color": "#4c8bd6", "label": "uniform"},
@@ -33,7 +40,7 @@ def write_report(
         folder: where to write.
         model_name: the title.
         model_dir: the universal model's folder, for the commands that the page shows.
-        costs: over which the front is: flops, macs, params or memory_bytes; the first is the horizontal axis.
+        costs: over which the front is (see `pareto_front`); the first is the horizontal axis.
 
     Raises:
         BudgetError: if ``cost`` is unknown.
@@ -46,7 +53,8 @@ def write_report(
 
 def _cost_label(points: Sequence[Measured], cost: str) -> str:
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in points[0].cost.input_shapes.items())
-    return f"{_LABELS[cost]} for {shapes}"
+    device = f" on {points[0].cost.device}" if cost in ("latency_ms", "energy_mj") else ""
+    return f"{_LABELS[cost]} for {shapes}{device}"
 
 
 def _quality_label(points: Sequence[Measured]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel
 
-from elastic.cost import Budget, CostModel, InputShapes, Limits
+from elastic.cost import Budget, CostModel, InputShapes, LatencyTable, Limits
 from elastic.errors import BudgetError, CheckError
 from elastic.families import input_shapes
 from elastic.nested import get_elastic
@@ -62,6 +62,7 @@ def search(
     *,
     input_shapes: InputShapes | None = None,
     cost_model: CostModel | None = None,
+    table: LatencyTable | None = None,
     method: Method = "predictor",
     accept: Callable[[Subnet], bool] = lambda subnet: True,
     num_candidates: int = 48,
@@ -90,6 +91,7 @@ def search(
         evaluate: measures a subnet; it must not use test data.
         input_shapes: for which costs are computed; by default `default_input_shapes`.
         cost_model: predicts costs, instead of one for ``input_shapes``: of a phase of a decoder, for example.
+        table: of the device that the subnet is for; needed where the budget limits latency or energy.
         method: how candidates are found.
         accept: for ``uniform``: which subnets are wanted, such as those that stock transformers loads.
         num_candidates: how many of them are measured at most, besides what the predictor needs.
@@ -101,12 +103,14 @@ def search(
 
     Raises:
         SpaceError: if ``within`` has choices that the model's space has not.
-        BudgetError: if no subnet meets the budget; names what the smallest needs.
+        BudgetError: if no subnet meets the budget (names what the smallest needs), or the table does not tell what
+            the subnets need (names one to measure).
         CheckError: if no measured quality is a finite number.
     """
     whole = get_elastic(model).resolved
     space = whole.within(within or SearchSpace()).aligned(multiple_of)
-    cost_model = cost_model or CostModel.of(model, input_shapes or default_input_shapes(model))
+    costs = cost_model or CostModel.of(model, input_shapes or default_input_shapes(model))
+    cost_model = _with_table(costs, table, space)
     limits = budget.limits(cost_model.cost(whole.largest))
     limits.check_reachable(cost_model.cost(space.smallest))
     measure = _Memory(evaluate)
@@ -138,6 +142,14 @@ def search(
         raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
     bound = optima[0].bound if optima else None
     return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound)
+
+
+def _with_table(cost_model: CostModel, table: LatencyTable | None, space: ResolvedSpace) -> CostModel:
+    if table is not None:
+        cost_model = cost_model.with_table(table)
+    if cost_model.latency is not None:
+        cost_model.latency.check_covers(space)
+    return cost_model
 
 
 def _candidates(

@@ -1,4 +1,4 @@
-"""``python3 -m runtime verify|bench|run BUNDLE``: what a bundle can do where nothing is installed."""
+"""``python3 -m runtime verify|bench|run|profile BUNDLE``: what a bundle can do where nothing is installed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .bench import BenchReport, ComparisonReport, bench, compare_latency
+from .bench import BenchReport, ComparisonReport, bench, compare_latency, compare_subnets
+from .deadline import read_milliseconds
 from .errors import BundleError
+from .manifest import read_manifest
+from .profile import ProfileReport, profile
 from .run import RunReport, run
 from .verify import VerifyReport, verify
 
-Report = VerifyReport | BenchReport | ComparisonReport | RunReport
+Report = VerifyReport | BenchReport | ComparisonReport | RunReport | ProfileReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,56 +37,108 @@ def _run_command(options: argparse.Namespace) -> Report:
     if options.command == "verify":
         return verify(options.bundle, threads=options.threads)
     if options.command == "run":
-        new = options.max_new_tokens
-        return run(options.bundle, options.input, options.output, threads=options.threads, max_new_tokens=new)
-    settings: dict[str, Any] = {
-        name: getattr(options, name) for name in ("batch", "sequence", "past", "warmup", "rounds")
-    }
-    settings["threads"] = options.threads or 1
+        return run(
+            options.bundle,
+            options.input,
+            options.output,
+            threads=options.threads,
+            max_new_tokens=options.max_new_tokens,
+            subnet=options.subnet,
+            deadline_ms=None if options.deadline is None else read_milliseconds(options.deadline),
+        )
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("past", "warmup", "rounds")}
+    settings |= {"threads": options.threads or 1, "spinning": not options.no_spinning}
+    if options.command == "profile":
+        sizes = {"batches": options.batch or [1], "sequences": options.sequence}
+        return profile(options.bundles or [Path()], options.output, **sizes, **settings)
+    settings |= {"batch": options.batch, "sequence": options.sequence}
     if options.against:
-        return compare_latency([options.bundle, options.against], **settings)
-    return bench(options.bundle, **settings)
+        return compare_latency([options.bundle, options.against], subnet=options.subnet, **settings)
+    return bench_all(options.bundle, options.subnet, settings)
+
+
+def bench_all(bundle: Path, subnet: str | None, settings: dict[str, Any]) -> BenchReport | ComparisonReport:
+    """Measure one subnet if it is named, and otherwise all that a bundle has."""
+    if subnet is None and read_manifest(bundle).members:
+        return compare_subnets(bundle, **settings)
+    return bench(bundle, subnet=subnet, **settings)
 
 
 def describe(report: Report) -> str:
     """Return a report as text."""
     if isinstance(report, VerifyReport):
+        subnets = "".join(f"\n  {name}: {difference:.2e}" for name, difference in report.subnets.items())
         return (
             f"{report.bundle}: {report.files} files are intact; largest difference {report.max_abs_diff:.2e} over "
-            f"{report.samples} samples ({report.precision} allows {report.tolerance:g})."
+            f"{report.samples} samples ({report.precision} allows {report.tolerance:g}).{subnets}"
         )
     if isinstance(report, RunReport):
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in report.outputs.items())
-        return "\n".join([*report.texts, f"{report.output_file}: {shapes}"])
+        ran = f" by {report.subnet}" if report.subnet else ""
+        return "\n".join([*report.texts, f"{report.output_file}: {shapes}{ran}"])
     if isinstance(report, ComparisonReport):
         pairs = zip(report.bundles, report.ratios, strict=True)
         return "\n".join(f"{describe(bundle)}; ratio {ratio:.3f}" for bundle, ratio in pairs)
+    if isinstance(report, ProfileReport):
+        return _describe_table(report)
     sizes = ", ".join(f"{name} {size}" for name, size in report.sizes.items())
+    name = f"{report.bundle} {report.subnet}" if report.subnet else report.bundle
     return (
-        f"{report.bundle}: median {report.median_ms:.3f} ms, p10 {report.p10_ms:.3f}, p90 {report.p90_ms:.3f}, "
+        f"{name}: median {report.median_ms:.3f} ms, p10 {report.p10_ms:.3f}, p90 {report.p90_ms:.3f}, "
         f"p99 {report.p99_ms:.3f} ({sizes}, threads {report.threads}, {report.rounds} rounds)"
     )
+
+
+def _describe_table(report: ProfileReport) -> str:
+    table = report.table
+    lines = []
+    for one in table.measured:
+        sizes = ", ".join(f"{name} {size}" for name, size in one.sizes.items())
+        energy = "" if one.energy_mj is None else f", {one.energy_mj:.3f} mJ"
+        spread = f"p10 {one.p10_ms:.3f}, p90 {one.p90_ms:.3f}"
+        lines.append(f"{one.name} ({sizes}): median {one.median_ms:.3f} ms, {spread}{energy}")
+    degrees = ", ".join(f"{zone} {start:g} to {end:g}" for zone, (start, end) in table.temperature_c.items())
+    power = "not readable" if table.power is None else " + ".join(table.power["rails"])
+    lines.append(
+        f"{report.output_file}: {table.device['name']}, threads {table.threads}, {table.rounds} rounds; "
+        f"degrees Celsius: {degrees or 'not readable'}; power: {power}."
+    )
+    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m runtime", description="Verifies, measures and runs a bundle.")
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument(
+        "--threads", type=int, help="threads of one operator (default: all CPUs; bench, profile: 1)"
+    )
+    everywhere.add_argument("--json", action="store_true", help="print JSON")
+    common = argparse.ArgumentParser(add_help=False, parents=[everywhere])
     common.add_argument("bundle", type=Path, nargs="?", default=Path(), help="the folder of the bundle (default: .)")
-    common.add_argument("--threads", type=int, help="threads of one operator (default: all CPUs; bench: 1)")
-    common.add_argument("--json", action="store_true", help="print JSON")
+    timing = argparse.ArgumentParser(add_help=False, parents=[everywhere])
+    timing.add_argument("--past", type=int, default=0, help="tokens that a decoder has cached (default: 0)")
+    timing.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
+    timing.add_argument("--rounds", type=int, default=50)
+    timing.add_argument("--no-spinning", action="store_true", help="threads that wait for work sleep at once")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("--subnet", metavar="NAME", help="one subnet of a bundle that has several")
     commands.add_parser("verify", parents=[common], help="check the files, then the outputs on the parity samples")
-    latency = commands.add_parser("bench", parents=[common], help="measure the latency")
+    latency = commands.add_parser("bench", parents=[timing, one], help="measure the latency")
+    latency.add_argument("bundle", type=Path, nargs="?", default=Path(), help="the folder of the bundle (default: .)")
     latency.add_argument("--batch", type=int, default=1)
     latency.add_argument("--sequence", type=int, help="tokens of a text (default: 128, or what the model takes)")
-    latency.add_argument("--past", type=int, default=0, help="tokens that a decoder has cached (default: 0)")
-    latency.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
-    latency.add_argument("--rounds", type=int, default=50)
     latency.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle to take turns with")
-    inference = commands.add_parser("run", parents=[common], help="run the model on arrays or texts")
+    table = commands.add_parser("profile", parents=[timing], help="measure the latency table of this device")
+    table.add_argument("bundles", type=Path, nargs="*", help="bundles of subnets of one model (default: .)")
+    table.add_argument("-o", "--output", type=Path, required=True, help=".json to write")
+    table.add_argument("--batch", type=int, action="append", help="batch size; repeatable (default: 1)")
+    table.add_argument("--sequence", type=int, action="append", help="tokens of a text; repeatable (default: 128)")
+    inference = commands.add_parser("run", parents=[common, one], help="run the model on arrays or texts")
     inference.add_argument(
         "--input", type=Path, required=True, help=".npz with the inputs, .npy with the first one, or .txt with texts"
     )
+    inference.add_argument("--deadline", metavar="TIME", help="the best subnet that takes at most so long, such as 8ms")
     inference.add_argument("--max-new-tokens", type=int, metavar="N", help="decoders: continue the inputs by N tokens")
     inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
     return parser

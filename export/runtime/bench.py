@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import BundleError
+from .manifest import check_files
+from .members import Session
 from .samples import read_samples
 from .session import Bundle
 
@@ -31,11 +34,13 @@ class BenchReport:
     p10_ms: float
     p90_ms: float
     p99_ms: float
+    subnet: str | None = None
+    """Which one of a bundle that has several."""
 
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """Latency of several bundles that took turns in one process."""
+    """Latency of several bundles, or subnets of one, that took turns in one process."""
 
     bundles: tuple[BenchReport, ...]
     ratios: tuple[float, ...]
@@ -45,30 +50,33 @@ class ComparisonReport:
 def bench(
     folder: Path,
     *,
+    subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> BenchReport:
-    """Measure the latency of one bundle.
+    """Measure the latency of one bundle; of one that has several subnets, that of ``subnet``, by default the largest.
 
     Raises:
-        BundleError: if the bundle cannot be run at these sizes.
+        BundleError: if the bundle cannot be run at these sizes, or has no such subnet.
     """
-    return compare_latency(
-        [folder], batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
-    ).bundles[0]
+    bundle = Bundle.open(folder, threads=threads, spinning=spinning, subnet=subnet)
+    return _take_turns([(bundle, subnet)], batch, sequence, past, threads, warmup, rounds).bundles[0]
 
 
 def compare_latency(
     folders: Sequence[Path],
     *,
+    subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
     past: int = 0,
     threads: int = 1,
+    spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
 ) -> ComparisonReport:
@@ -76,36 +84,90 @@ def compare_latency(
 
     Each round runs every bundle once; the order turns around from round to round. Without
     ``sequence``, texts have 128 tokens, or as many as the model takes.
-    ``past`` is how many tokens a decoder has cached.
+    ``past`` is how many tokens a decoder has cached. ``subnet`` is that of the first bundle, if it has several; of the
+    others, the largest runs. Without ``spinning``, threads that wait for work sleep.
 
     Raises:
         BundleError: if a bundle cannot be run at these sizes.
     """
     if not folders:
         raise BundleError("give at least one bundle to measure.")
-    if rounds < 1 or warmup < 0:
-        raise BundleError(f"rounds must be 1 or more and warm-up 0 or more, not {rounds} and {warmup}.")
-    bundles = [Bundle.open(folder, threads=threads) for folder in folders]
-    feeds = [_make_inputs(bundle, batch, sequence, past) for bundle in bundles]
-    milliseconds = np.zeros((rounds, len(bundles)))
-    turn = list(range(len(bundles)))
-    for number in range(-warmup, rounds):
-        for index in turn if number % 2 == 0 else reversed(turn):
-            started = time.perf_counter_ns()
-            bundles[index].run(feeds[index])
-            elapsed = (time.perf_counter_ns() - started) / 1e6
-            if number >= 0:
-                milliseconds[number, index] = elapsed
+    names = [subnet, *(None for _ in folders[1:])]
+    bundles = [
+        (Bundle.open(folder, threads=threads, spinning=spinning, subnet=name), name)
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    return _take_turns(bundles, batch, sequence, past, threads, warmup, rounds)
+
+
+def compare_subnets(
+    folder: Path,
+    *,
+    batch: int = 1,
+    sequence: int | None = None,
+    past: int = 0,
+    threads: int = 1,
+    spinning: bool = True,
+    warmup: int = 5,
+    rounds: int = 50,
+) -> ComparisonReport:
+    """Measure all subnets of one bundle, which take turns; ratios are to the largest.
+
+    Raises:
+        BundleError: if the bundle cannot be run at these sizes.
+    """
+    session = Session.open(folder, threads=threads, spinning=spinning)
+    bundles = [(session.bundle(name), name) for name in session.names]
+    return _take_turns(bundles, batch, sequence, past, threads, warmup, rounds)
+
+
+def _take_turns(
+    bundles: Sequence[tuple[Bundle, str | None]],
+    batch: int,
+    sequence: int | None,
+    past: int,
+    threads: int,
+    warmup: int,
+    rounds: int,
+) -> ComparisonReport:
+    check_rounds(warmup, rounds)
+    feeds = [make_inputs(bundle, batch, sequence, past) for bundle, _ in bundles]
+    runs = [partial(bundle.run, feed) for (bundle, _), feed in zip(bundles, feeds, strict=True)]
+    milliseconds = take_turns(runs, warmup=warmup, rounds=rounds)
     reports = []
-    for index, bundle in enumerate(bundles):
+    for index, (bundle, name) in enumerate(bundles):
         p10, median, p90, p99 = (float(p) for p in np.percentile(milliseconds[:, index], (10, 50, 90, 99)))
         sizes = bundle.sizes(feeds[index])
-        reports.append(BenchReport(str(folders[index]), sizes, threads, warmup, rounds, median, p10, p90, p99))
+        reports.append(BenchReport(str(bundle.folder), sizes, threads, warmup, rounds, median, p10, p90, p99, name))
     ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
     return ComparisonReport(tuple(reports), tuple(float(ratio) for ratio in ratios))
 
 
-def _make_inputs(bundle: Bundle, batch: int, sequence: int | None, past: int) -> dict[str, np.ndarray[Any, Any]]:
+def check_rounds(warmup: int, rounds: int) -> None:
+    """Check how often something is to be measured.
+
+    Raises:
+        BundleError: if there is no round, or a negative number of rounds.
+    """
+    if rounds < 1 or warmup < 0:
+        raise BundleError(f"rounds must be 1 or more and warm-up 0 or more, not {rounds} and {warmup}.")
+
+
+def take_turns(runs: Sequence[Callable[[], object]], *, warmup: int, rounds: int) -> np.ndarray[Any, Any]:
+    """Call all of ``runs`` once in each round, in alternating order, and return milliseconds ``(rounds, runs)``."""
+    milliseconds = np.zeros((rounds, len(runs)))
+    turn = list(range(len(runs)))
+    for number in range(-warmup, rounds):
+        for index in turn if number % 2 == 0 else reversed(turn):
+            started = time.perf_counter_ns()
+            runs[index]()
+            elapsed = (time.perf_counter_ns() - started) / 1e6
+            if number >= 0:
+                milliseconds[number, index] = elapsed
+    return milliseconds
+
+
+def make_inputs(bundle: Bundle, batch: int, sequence: int | None, past: int) -> dict[str, np.ndarray[Any, Any]]:
     """Repeat a parity sample to the wanted sizes; nothing is padded."""
     free = {dim for spec in bundle.manifest.inputs for dim in spec.shape if isinstance(dim, str)}
     sizes = {"batch": batch}
@@ -119,6 +181,7 @@ def _make_inputs(bundle: Bundle, batch: int, sequence: int | None, past: int) ->
     elif past:
         raise BundleError(f"the bundle '{bundle.folder}' has no key-value cache; leave the cached tokens out.")
     bundle.check_sizes(sizes)
+    check_files(bundle.folder, bundle.manifest, [bundle.manifest.parity.samples])
     sample = read_samples(bundle.folder / bundle.manifest.parity.samples)[0].inputs
     inputs = {}
     for spec in bundle.manifest.inputs:

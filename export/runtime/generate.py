@@ -29,6 +29,13 @@ def empty_cache(manifest: Manifest, batch: int) -> dict[str, Array]:
     }
 
 
+def with_cache(manifest: Manifest, inputs: dict[str, Array]) -> dict[str, Array]:
+    """Return the inputs, and for a decoder that is given no cache an empty one."""
+    if not has_cache(manifest) or "input_ids" not in inputs or any(name.startswith(f"{PAST}.") for name in inputs):
+        return inputs
+    return {**inputs, **empty_cache(manifest, len(inputs["input_ids"]))}
+
+
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Array, Array]:
     """Return ids and mask ``(batch, longest)`` of prompts that all end in the last column."""
     width = max(len(prompt) for prompt in prompts)
@@ -94,7 +101,7 @@ def _step(bundle: Bundle, ids: Array, mask: Array, cache: dict[str, Any]) -> tup
     binding = bundle.session.io_binding()
     names = [spec.name for spec in bundle.manifest.outputs]
     try:
-        for name, array in (("input_ids", ids), ("attention_mask", mask)):
+        for name, array in {"input_ids": ids, "attention_mask": mask, **bundle.controls}.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, value in cache.items():
             if isinstance(value, np.ndarray):

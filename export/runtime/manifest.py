@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,12 +15,16 @@ from .errors import BundleError, VerificationError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-KINDS = ("onnx",)
+FAMILY, ELASTIC = "family", "elastic-onnx"
+KINDS = ("onnx", FAMILY, ELASTIC, "tensorrt")
+"""One graph; several graphs over one file of weights; one graph whose control inputs choose the subnet; engines."""
 PAST, PRESENT = "past_key_values", "present"
 """How the names of the cached keys and values begin: as inputs, and as outputs."""
 MAY_BE_ZERO = ("past",)
 """Free dimensions that may be 0: nothing is cached before the first token."""
 DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
+MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+"""What a member may be called: its name begins the names of its files."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,30 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One subnet of a bundle that has several of them."""
+
+    name: str
+    graph: str
+    """The file of its graph: one of its own in a family, the only one of an elastic graph."""
+    inputs: tuple[TensorSpec, ...]
+    """As for one graph, control inputs left out; members differ in their key-value caches."""
+    outputs: tuple[TensorSpec, ...]
+    parity: Parity
+    subnet: dict[str, Any]
+    cost: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    controls: dict[str, list[int] | list[float]] = field(default_factory=dict)
+    """Values of all control inputs that select this subnet, flattened; none for a graph of its own."""
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything that a bundle says about itself. Read it with `read_manifest`."""
+    """Everything that a bundle says about itself. Read it with `read_manifest`.
+
+    Where a bundle has members, the largest is the first of them, and graph, inputs, outputs, parity, subnet, cost and
+    quality of the manifest are those of the largest.
+    """
 
     kind: str
     graph: str
@@ -82,15 +110,51 @@ class Manifest:
     cost: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     preprocess: dict[str, Any] | None = None
+    weights: str | None = None
+    """The file of weights that lies beside the graphs, where they share one."""
+    controls: tuple[TensorSpec, ...] = ()
+    """The inputs of an elastic graph that choose the subnet; they are not among ``inputs``."""
+    members: tuple[Member, ...] = ()
+    """The subnets, largest first; empty for one fixed graph."""
     files: dict[str, FileEntry] = field(default_factory=dict)
     """Every file of the bundle except the manifest, by its path inside the folder."""
     format_version: int = FORMAT_VERSION
 
+    def member(self, name: str) -> Member:
+        """Return a member by its name.
+
+        Raises:
+            BundleError: if there is no such member (lists them).
+        """
+        for member in self.members:
+            if member.name == name:
+                return member
+        names = ", ".join(member.name for member in self.members)
+        raise BundleError(f"there is no subnet '{name}' in this bundle; it has {names or 'one fixed graph alone'}.")
+
+    def of(self, member: Member) -> Manifest:
+        """Return what the manifest would be if this member were alone."""
+        shared = ("graph", "inputs", "outputs", "parity", "subnet", "cost", "quality")
+        return replace(self, members=(), **{name: getattr(member, name) for name in shared})
+
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         data = asdict(self)
-        ordered = {"format_version": data.pop("format_version"), **data}
+        ordered = {"format_version": data["format_version"], "seal": seal(data), **data}
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+
+def seal(data: dict[str, Any]) -> str:
+    """Return the sha256 of what a manifest says, however it is laid out.
+
+    It finds accidents: whoever changes a manifest on purpose can seal it again.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    said = {key: value for key, value in data.items() if key != "seal"}
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -98,13 +162,15 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         BundleError: if the folder is not a bundle, is of a newer format, or names files outside itself.
+        VerificationError: if the manifest is not as it was written.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(f"'{folder}' is not a bundle: it has no {MANIFEST_NAME}.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = seal(data if isinstance(data, dict) else {})
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
     version = _get(data, "format_version", int, path)
     if version > FORMAT_VERSION:
@@ -114,15 +180,63 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if version < 1:
         raise BundleError(f"{path} has format version {version}; the first one is 1.")
+    # Bundles that were written before there were seals have none.
+    if data.get("seal", found) != found:
+        raise VerificationError(f"{path} is not as it was written (its seal differs); copy the bundle again.")
     manifest = _parse(data, path)
     if manifest.kind not in KINDS:
         raise BundleError(f"{path} is of kind '{manifest.kind}', and this runtime knows {', '.join(KINDS)}.")
     for name in manifest.files:
         resolve_inside(folder, name)
-    for name in (manifest.graph, manifest.parity.samples):
+    used = [manifest.graph, manifest.parity.samples, *([manifest.weights] if manifest.weights else [])]
+    used += [name for member in manifest.members for name in (member.graph, member.parity.samples)]
+    for name in used:
         if name not in manifest.files:
             raise BundleError(f"{path} uses the file '{name}' without listing it under 'files'.")
+    _check_members(manifest, path)
     return manifest
+
+
+def _check_members(manifest: Manifest, path: Path) -> None:
+    members, kind = manifest.members, manifest.kind
+    if bool(members) != (kind in (FAMILY, ELASTIC)) and kind != "tensorrt":
+        raise BundleError(
+            f"{path} is of kind '{kind}' and has {len(members) or 'no'} members, which do not go together."
+        )
+    if kind == FAMILY and manifest.weights is None:
+        raise BundleError(f"{path} names no 'weights', the file that the graphs of a family share.")
+    if bool(manifest.controls) != (kind == ELASTIC):
+        raise BundleError(f"{path} is of kind '{kind}' and has {len(manifest.controls) or 'no'} control inputs.")
+    names = [member.name.casefold() for member in members]
+    for member in members:
+        if not MEMBER_NAME.fullmatch(member.name) or names.count(member.name.casefold()) > 1:
+            raise BundleError(
+                f"{path} has a member named '{member.name}'; names are letters, digits, '.', '_', '+' or '-', and "
+                "differ in more than their case."
+            )
+        if kind == ELASTIC and member.graph != manifest.graph:
+            raise BundleError(f"{path} has the graph '{manifest.graph}', and '{member.graph}' for '{member.name}'.")
+        _check_controls(manifest, member, path)
+    if members and members[0].graph != manifest.graph:
+        raise BundleError(f"{path} has the graph '{manifest.graph}', which is not that of its first member.")
+
+
+def _check_controls(manifest: Manifest, member: Member, path: Path) -> None:
+    """Check that a member gives every control as many values, of the right type, as it takes."""
+    if member.controls.keys() != {spec.name for spec in manifest.controls}:
+        raise BundleError(
+            f"{path} sets the controls {sorted(member.controls)} for '{member.name}', and the graph takes "
+            f"{sorted(spec.name for spec in manifest.controls)}."
+        )
+    for spec in manifest.controls:
+        values = member.controls[spec.name]
+        count = math.prod(size if isinstance(size, int) else 0 for size in spec.shape)
+        kinds: tuple[type, ...] = (int, float) if spec.dtype.startswith("float") else (int,)
+        if len(values) != count or not all(type(value) in kinds for value in values):
+            raise BundleError(
+                f"{path} sets '{spec.name}' of '{member.name}' to {values}, and it takes {count} numbers of type "
+                f"{spec.dtype}."
+            )
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
@@ -134,7 +248,12 @@ def resolve_inside(folder: Path, name: str) -> Path:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leaves = posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts or not posix.parts
     path = folder / name
-    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leaves = leaves or not path.resolve().is_relative_to(folder.resolve())
+        path.is_file()
+    except (ValueError, OSError, RuntimeError):  # no name of a file: too long, a NUL in it, links in a circle
+        leaves = True
+    if leaves:
         raise BundleError(f"{folder / MANIFEST_NAME} names '{name}', which is outside of the bundle.")
     return path
 
@@ -198,11 +317,31 @@ def _parse(data: dict[str, Any], path: Path) -> Manifest:
         cost=_get(data, "cost", optional, path),
         quality=_get(data, "quality", optional, path),
         preprocess=_get(data, "preprocess", optional, path),
+        # Bundles that were written before there were members do not have these.
+        weights=_get({"weights": None, **data}, "weights", (str, type(None)), path),
+        controls=tuple(_tensor(item, path) for item in _get({"controls": [], **data}, "controls", list, path)),
+        members=tuple(_member(item, path) for item in _get({"members": [], **data}, "members", list, path)),
         files={
             name: FileEntry(sha256=_get(entry, "sha256", str, path), bytes=_get(entry, "bytes", int, path))
             for name, entry in _get(data, "files", dict, path).items()
         },
         format_version=_get(data, "format_version", int, path),
+    )
+
+
+def _member(data: Any, path: Path) -> Member:
+    optional = (dict, type(None))
+    controls = _get(data, "controls", dict, path)
+    return Member(
+        name=_get(data, "name", str, path),
+        graph=_get(data, "graph", str, path),
+        inputs=tuple(_tensor(item, path) for item in _get(data, "inputs", list, path)),
+        outputs=tuple(_tensor(item, path) for item in _get(data, "outputs", list, path)),
+        parity=_parity(_get(data, "parity", dict, path), path),
+        subnet=_get(data, "subnet", dict, path),
+        cost=_get(data, "cost", optional, path),
+        quality=_get(data, "quality", optional, path),
+        controls={name: _get(controls, name, list, path) for name in controls},
     )
 
 
@@ -219,12 +358,19 @@ def _tensor(data: Any, path: Path) -> TensorSpec:
 def _parity(data: dict[str, Any], path: Path) -> Parity:
     return Parity(
         precision=_get(data, "precision", str, path),
-        max_abs_diff=float(_get(data, "max_abs_diff", (int, float), path)),
-        tolerance=float(_get(data, "tolerance", (int, float), path)),
+        max_abs_diff=_number(data, "max_abs_diff", path),
+        tolerance=_number(data, "tolerance", path),
         argmax_tie=_get(data, "argmax_tie", (int, float, type(None)), path),
         shapes=tuple(_sizes(sizes, path) for sizes in _get(data, "shapes", list, path)),
         samples=_get(data, "samples", str, path),
     )
+
+
+def _number(data: Any, key: str, path: Path) -> float:
+    try:
+        return float(_get(data, key, (int, float), path))
+    except OverflowError:
+        raise BundleError(f"{path} has a number for '{key}' that is too large.") from None
 
 
 def _sizes(data: Any, path: Path) -> dict[str, int]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError
-from .generate import empty_cache, generate, has_cache, pad_left
+from .generate import generate, pad_left, with_cache
 from .manifest import PAST, PRESENT, Manifest
+from .members import Session
 from .samples import load_arrays, save_arrays
 from .session import Bundle
 from .texts import SUFFIX, open_tokenizer, read_texts, tokenize
@@ -32,6 +33,8 @@ class RunReport:
     output_file: str
     texts: tuple[str, ...] = ()
     """What was generated, where texts were given."""
+    subnet: str | None = None
+    """Which one ran, of a bundle that has several."""
 
 
 def run(
@@ -41,6 +44,8 @@ def run(
     *,
     threads: int | None = None,
     max_new_tokens: int | None = None,
+    subnet: str | None = None,
+    deadline_ms: float | None = None,
 ) -> RunReport:
     """Run a bundle on the arrays of an ``.npz`` file (or one ``.npy``: its first input), and write an ``.npz`` file.
 
@@ -50,6 +55,9 @@ def run(
     nothing is padded, and without cached keys and values nothing is cached. With ``max_new_tokens``, a decoder
     continues the inputs; the new tokens are written as ``generated_ids``.
 
+    A bundle with several subnets runs ``subnet``, by default the largest. With ``deadline_ms``, all are measured on the
+    inputs (of many texts, on the first batch), and the best one that meets the deadline runs.
+
     Raises:
         BundleError: if the inputs do not fit, or the output file is there already.
     """
@@ -57,10 +65,13 @@ def run(
         raise BundleError(f"outputs are written as .npz, not as '{output_file.name}'.")
     if os.path.lexists(output_file):
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
-    bundle = Bundle.open(folder, threads=threads)
+    session = Session.open(folder, threads=threads)
     texts = input_file.suffix == SUFFIX
-    arrays = tokenize(folder, bundle.manifest, read_texts(input_file)) if texts else load_arrays(input_file)
-    inputs = prepare_inputs(bundle.manifest, arrays)
+    arrays = tokenize(folder, session.manifest, read_texts(input_file)) if texts else load_arrays(input_file)
+    if deadline_ms is not None:
+        subnet = _in_time(session, arrays, deadline_ms, subnet, max_new_tokens)
+    bundle = session.bundle(subnet)
+    inputs = with_cache(bundle.manifest, prepare_inputs(bundle.manifest, arrays))
     sizes = bundle.sizes(inputs)
     generated: tuple[str, ...] = ()
     if max_new_tokens is not None:
@@ -79,7 +90,22 @@ def run(
         outputs={name: list(array.shape) for name, array in outputs.items()},
         output_file=str(output_file),
         texts=generated,
+        subnet=subnet or session.names[0],
     )
+
+
+def _in_time(
+    session: Session,
+    arrays: dict[str, np.ndarray[Any, Any]],
+    deadline_ms: float,
+    subnet: str | None,
+    max_new_tokens: int | None,
+) -> str | None:
+    if subnet is not None or max_new_tokens is not None:
+        raise BundleError("a deadline is for one call, and chooses the subnet; leave the subnet and new tokens out.")
+    inputs = {name: array[:BATCH] for name, array in prepare_inputs(session.manifest, arrays).items()}
+    session.warm_up(inputs)
+    return session.choose(inputs, deadline_ms)
 
 
 def _continue(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]], max_new_tokens: int) -> np.ndarray[Any, Any]:
@@ -97,8 +123,6 @@ def prepare_inputs(manifest: Manifest, arrays: dict[str, np.ndarray[Any, Any]]) 
     has_mask = any(spec.name == "attention_mask" for spec in manifest.inputs)
     if has_mask and "attention_mask" not in arrays and "input_ids" in arrays:
         arrays["attention_mask"] = np.ones_like(arrays["input_ids"])
-    if has_cache(manifest) and "input_ids" in arrays and not any(name.startswith(f"{PAST}.") for name in arrays):
-        arrays.update(empty_cache(manifest, len(arrays["input_ids"])))
     for spec in manifest.inputs:
         array = arrays.get(spec.name)
         if array is not None and np.can_cast(array.dtype, spec.dtype, casting="same_kind"):

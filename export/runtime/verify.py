@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .compare import Difference, compare
+from .compare import compare
 from .errors import VerificationError
 from .manifest import check_files, read_manifest
+from .members import Session
 from .samples import read_samples
 from .session import Bundle
 
@@ -23,6 +24,8 @@ class VerifyReport:
     precision: str
     max_abs_diff: float
     tolerance: float
+    subnets: dict[str, float] = field(default_factory=dict)
+    """The largest difference of each subnet, where there are several."""
 
 
 def verify(folder: Path, *, threads: int | None = None) -> VerifyReport:
@@ -34,27 +37,41 @@ def verify(folder: Path, *, threads: int | None = None) -> VerifyReport:
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    bundle = Bundle.open(folder, threads=threads)
-    samples = read_samples(folder / manifest.parity.samples)
-    differences: list[Difference] = []
-    for sample in samples:
-        sizes = bundle.sizes(sample.inputs)
-        actual = bundle.run(sample.inputs)
-        for spec in manifest.outputs:
-            if spec.name not in sample.outputs:
-                raise VerificationError(f"a parity sample of '{folder}' has no expected '{spec.name}'.")
-            mask = sample.inputs.get("attention_mask")
-            differences.append(compare(spec, sample.outputs[spec.name], actual[spec.name], mask, sizes))
+    session = Session.open(folder, threads=threads)
+    found = {name: _differences(session.bundle(name)) for name in session.names}
     parity = manifest.parity
-    for difference in differences:
-        if failure := difference.failure(parity.tolerance, parity.argmax_tie):
-            raise VerificationError(f"the graph in '{folder}' does not reproduce its parity samples: {failure}.")
     return VerifyReport(
         bundle=str(folder),
         files=len(manifest.files),
         bytes=sum(entry.bytes for entry in manifest.files.values()),
-        samples=len(samples),
+        samples=sum(samples for samples, _ in found.values()),
         precision=parity.precision,
-        max_abs_diff=max(difference.max_abs_diff for difference in differences),
-        tolerance=parity.tolerance,
+        max_abs_diff=max(difference for _, difference in found.values()),
+        tolerance=max([parity.tolerance, *(member.parity.tolerance for member in manifest.members)]),
+        subnets={name: difference for name, (_, difference) in found.items() if name is not None},
     )
+
+
+def _differences(bundle: Bundle) -> tuple[int, float]:
+    """Run the parity samples of one subnet; return how many there are, and the largest difference.
+
+    Raises:
+        VerificationError: if an output is not what the manifest says.
+    """
+    parity, worst = bundle.manifest.parity, 0.0
+    samples = read_samples(bundle.folder / parity.samples)
+    for sample in samples:
+        sizes = bundle.sizes(sample.inputs)
+        actual = bundle.run(sample.inputs)
+        for spec in bundle.manifest.outputs:
+            if spec.name not in sample.outputs:
+                raise VerificationError(f"a parity sample of '{bundle.folder}' has no expected '{spec.name}'.")
+            mask = sample.inputs.get("attention_mask")
+            difference = compare(spec, sample.outputs[spec.name], actual[spec.name], mask, sizes)
+            if failure := difference.failure(parity.tolerance, parity.argmax_tie):
+                raise VerificationError(
+                    f"the graph '{bundle.manifest.graph}' in '{bundle.folder}' does not reproduce its parity samples: "
+                    f"{failure}."
+                )
+            worst = max(worst, difference.max_abs_diff)
+    return len(samples), worst

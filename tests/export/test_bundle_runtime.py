@@ -15,7 +15,7 @@ from elastic.errors import CheckError, CheckpointError
 from elastic.export import bench_bundle, compare_latency, read_bundle, run_bundle, verify_bundle
 from elastic.export.runtime.__main__ import main
 from elastic.export.runtime.compare import compare
-from elastic.export.runtime.manifest import TensorSpec, hash_file
+from elastic.export.runtime.manifest import TensorSpec, hash_file, seal
 
 # On a device there is what comes with Python, NumPy and ONNX Runtime, and nothing else.
 ON_DEVICE = """
@@ -39,7 +39,8 @@ def on_device(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[s
 
 def edit_manifest(bundle: Path, **changes) -> None:
     path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(data | {"seal": seal(data)}))
 
 
 @pytest.mark.parametrize("kind", ["vit", "llama"])
@@ -165,7 +166,7 @@ def test_links_that_leave_the_bundle_are_refused(bundle_copy):
     [
         ({"format_version": 2}, "format version 2, and this runtime reads up to 1"),
         ({"format_version": "1"}, "the value '1' for 'format_version'"),
-        ({"kind": "tensorrt"}, "of kind 'tensorrt', and this runtime knows onnx"),
+        ({"kind": "coreml"}, "of kind 'coreml', and this runtime knows onnx"),
         ({"graph": "other.onnx"}, "uses the file 'other.onnx' without listing it"),
         ({"inputs": [{"name": "x", "dtype": "object", "shape": []}]}, "the type 'object'"),
         ({"inputs": [{"name": "x", "dtype": "int64", "shape": [-1]}]}, "a dimension is a whole number or a name"),

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from tests.cli.conftest import elastic
+
+
+def refused(result, *messages):
+    assert result.code == 2
+    assert all(message in result.err for message in messages), result.err
+
+
+def test_granularities_become_a_family_that_runs(universal_dir, tmp_path):
+    bundle = tmp_path / "bundle"
+    result = elastic("export", universal_dir, "--to", "family", "-o", bundle)
+    assert result.code == 0, result.err
+    assert "if they were not shared" in result.out
+    members = json.loads((bundle / "manifest.json").read_text())["members"]
+    assert [member["name"] for member in members] == ["XL", "S"]
+    assert members[0]["cost"]["flops"] > members[1]["cost"]["flops"]
+    assert members[0]["quality"]["split"] == "validation"
+    report = elastic("verify", bundle, "--json").json
+    assert report["subnets"].keys() == {"XL", "S"}
+    assert elastic("bench", bundle, "--rounds", 2).out.count("ratio") == 2
+    assert elastic("bench", bundle, "--rounds", 2, "--subnet", "S", "--json").json["subnet"] == "S"
+    np.save(tmp_path / "in.npy", np.zeros((2, 1, 8, 8), np.float32))
+    files = "--input", tmp_path / "in.npy", "-o"
+    assert elastic("run", bundle, *files, tmp_path / "s.npz", "--subnet", "S", "--json").json["subnet"] == "S"
+    assert elastic("run", bundle, *files, tmp_path / "d.npz", "--deadline", "1s").code == 0
+    refused(elastic("run", bundle, *files, tmp_path / "e.npz", "--subnet", "Q"), "it has XL, S")
+    refused(elastic("run", bundle, *files, tmp_path / "e.npz", "--deadline", "soon"), "'soon' is not a time")
+
+
+def test_subnets_and_budgets_become_a_family(universal_dir, tmp_path):
+    (tmp_path / "full.json").write_text('{"ffn": [64, 64], "heads": [4, 4]}')
+    options = "--subnet", tmp_path / "full.json", "--flops", "60%", "--candidates", 2, "--unmeasured"
+    result = elastic("export", universal_dir, "--to", "family", *options, "-o", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    assert [member["name"] for member in result.json["members"]] == ["full", "flops-60"]
+    assert result.json["weight_bytes"] < result.json["unshared_bytes"]
+
+
+def test_options_that_do_not_go_together_are_refused(universal_dir, tmp_path):
+    out = "-o", tmp_path / "out"
+    refused(elastic("export", universal_dir, "--flops", "50%", *out), "are for --to family")
+    refused(elastic("export", universal_dir, "--to", "family", "--precision", "int8", *out), "a family is of fp32")
+    refused(elastic("export", universal_dir, "--to", "familly", *out), "did you mean 'family'")
+    same = "--subnet", tmp_path / "a" / "s.json", "--subnet", tmp_path / "b" / "s.json"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.json").write_text('{"ffn": [64, 64], "heads": [4, 4]}')
+    refused(elastic("export", universal_dir, "--to", "family", *same, *out), "two subnets have the same name")
+    assert not (tmp_path / "out").exists()
