@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .bundle import (
         bench_bundle,
         bench_subnets,
+        build_bundle,
         compare_latency,
         open_session,
         read_bundle,
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from .family import FamilyReport, NamedSubnet, export_family
     from .onnx import ExportReport, export_onnx
     from .runtime.bench import BenchReport, ComparisonReport
+    from .runtime.build import BuildReport
     from .runtime.manifest import Manifest, Member
     from .runtime.members import Session
     from .runtime.verify import VerifyReport
     from .source import FamilySource, Source, read_source, read_universal
+    from .tensorrt import TensorRTTarget, lint_for_tensorrt
+    from .triton import write_triton
 
 _HOMES = {
     "BenchReport": ".runtime.bench",
+    "BuildReport": ".runtime.build",
     "ComparisonReport": ".runtime.bench",
     "Embedder": ".embedder",
     "ExportReport": ".onnx",
@@ -37,22 +42,27 @@ _HOMES = {
     "NamedSubnet": ".family",
     "Session": ".runtime.members",
     "Source": ".source",
+    "TensorRTTarget": ".tensorrt",
     "VerifyReport": ".runtime.verify",
     "bench_bundle": ".bundle",
     "bench_subnets": ".bundle",
+    "build_bundle": ".bundle",
     "compare_latency": ".bundle",
     "export_family": ".family",
     "export_onnx": ".onnx",
+    "lint_for_tensorrt": ".tensorrt",
     "open_session": ".bundle",
     "read_bundle": ".bundle",
     "read_source": ".source",
     "read_universal": ".source",
     "run_bundle": ".bundle",
     "verify_bundle": ".bundle",
+    "write_triton": ".triton",
 }
 
 __all__ = [
     "BenchReport",
+    "BuildReport",
     "ComparisonReport",
     "Embedder",
     "ExportReport",
@@ -63,18 +73,22 @@ __all__ = [
     "NamedSubnet",
     "Session",
     "Source",
+    "TensorRTTarget",
     "VerifyReport",
     "bench_bundle",
     "bench_subnets",
+    "build_bundle",
     "compare_latency",
     "export_family",
     "export_onnx",
+    "lint_for_tensorrt",
     "open_session",
     "read_bundle",
     "read_source",
     "read_universal",
     "run_bundle",
     "verify_bundle",
+    "write_triton",
 ]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from elastic.errors import CheckError, CheckpointError
 
-from .runtime import bench, manifest, run, verify
+from .runtime import bench, build, manifest, run, verify
 from .runtime.bench import BenchReport, ComparisonReport
+from .runtime.build import BuildReport
 from .runtime.deadline import read_milliseconds
 from .runtime.errors import BundleError, VerificationError
 from .runtime.manifest import Manifest
@@ -39,7 +40,9 @@ def read_bundle(path: str | os.PathLike[str]) -> Manifest:
         return manifest.read_manifest(Path(path))
 
 
-def verify_bundle(path: str | os.PathLike[str], *, threads: int | None = None) -> VerifyReport:
+def verify_bundle(
+    path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None
+) -> VerifyReport:
     """Verify every file of a bundle by its hash, then the graph on every parity sample.
 
     Raises:
@@ -47,7 +50,7 @@ def verify_bundle(path: str | os.PathLike[str], *, threads: int | None = None) -
         CheckError: if a file or an output is not what the manifest says.
     """
     with _elastic_errors():
-        return verify.verify(Path(path), threads=threads)
+        return verify.verify(Path(path), threads=threads, backend=backend)
 
 
 def bench_bundle(
@@ -60,6 +63,7 @@ def bench_bundle(
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> BenchReport:
     """Measure the latency of a bundle on this machine: of ``subnet`` (by default the largest) if it has several.
 
@@ -77,6 +81,7 @@ def bench_bundle(
             threads=threads,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -89,6 +94,7 @@ def bench_subnets(
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure all subnets of a bundle, which take turns in one process; ratios are to the largest.
 
@@ -98,7 +104,14 @@ def bench_subnets(
     """
     with _elastic_errors():
         return bench.compare_subnets(
-            Path(path), batch=batch, sequence=sequence, past=past, threads=threads, warmup=warmup, rounds=rounds
+            Path(path),
+            batch=batch,
+            sequence=sequence,
+            past=past,
+            threads=threads,
+            warmup=warmup,
+            rounds=rounds,
+            backend=backend,
         )
 
 
@@ -112,6 +125,7 @@ def compare_latency(
     threads: int = 1,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure bundles that take turns in one process; ratios are to the first of them.
 
@@ -131,6 +145,7 @@ def compare_latency(
             threads=threads,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -143,6 +158,7 @@ def run_bundle(
     max_new_tokens: int | None = None,
     subnet: str | None = None,
     deadline: str | float | None = None,
+    backend: str | None = None,
 ) -> RunReport:
     """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt``, and write an ``.npz``.
 
@@ -162,10 +178,11 @@ def run_bundle(
             max_new_tokens=max_new_tokens,
             subnet=subnet,
             deadline_ms=None if deadline is None else read_milliseconds(str(deadline)),
+            backend=backend,
         )
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int | None = None) -> Session:
+def open_session(path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None) -> Session:
     """Open a bundle to run it from Python: its subnets by name, or by deadline.
 
     Raises:
@@ -173,4 +190,24 @@ def open_session(path: str | os.PathLike[str], *, threads: int | None = None) ->
         CheckError: if its weights are not the exported ones.
     """
     with _elastic_errors():
-        return Session.open(Path(path), threads=threads)
+        return Session.open(Path(path), threads=threads, backend=backend)
+
+
+def build_bundle(
+    path: str | os.PathLike[str],
+    *,
+    workspace: str | None = None,
+    stripped: bool = False,
+    force: bool = False,
+    subnet: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> BuildReport:
+    """Build TensorRT engines on this device, and verify each on the parity samples.
+
+    Raises:
+        CheckpointError: if the bundle is not for TensorRT, or TensorRT cannot build it here (says why).
+        CheckError: if an engine does not reproduce the parity samples, or a file is not the exported one.
+    """
+    with _elastic_errors():
+        size = build.read_size(workspace) if workspace else None
+        return build.build(Path(path), workspace=size, stripped=stripped, force=force, subnet=subnet, say=say)

@@ -17,17 +17,22 @@ from elastic.folder import new_folder
 
 from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, write_graph
-from .inputs import describe_inputs
+from .inputs import ModelInputs, describe_inputs
 from .manifest import tool_versions, write_manifest
 from .parity import INT8, ParityResult, check_parity, reference_samples, samples_to_keep
+from .profiles import ProfiledInputs
 from .quantize import Similarity, quantize_dynamic
+from .runtime.backend import TENSORRT
+from .runtime.engine import FOLDER as ENGINES_NAME
 from .runtime.manifest import MANIFEST_NAME, Manifest
 from .runtime.samples import write_samples
+from .tensorrt import SCRIPT_NAME, TensorRTTarget
 
 PRECISION = "fp32"
 PRECISIONS = (PRECISION, INT8)
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
+OWN_FILES = (GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME, SCRIPT_NAME, ENGINES_NAME)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def export_onnx(
     bundle_dir: Path,
     *,
     precision: str = PRECISION,
+    target: TensorRTTarget | None = None,
     subnet: dict[str, Any] | None = None,
     cost: dict[str, Any] | None = None,
     quality: dict[str, Any] | None = None,
@@ -70,6 +76,7 @@ def export_onnx(
         model: a model with float32 weights, stock or extracted from a universal model; or an embedder with one inside.
         bundle_dir: a folder that is not there yet.
         precision: ``fp32``, or ``int8``: weights per channel, activations quantized as they come.
+        target: TensorRT, and the sizes that engines are built for; by default the bundle is for ONNX Runtime.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
         quality: what was measured of its quality, for the manifest.
@@ -85,21 +92,26 @@ def export_onnx(
         raise CheckpointError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
     check_model(model)
     check_extra_files(extra_files)
-    inputs = describe_inputs(model)
+    traced = describe_inputs(model)
+    inputs: ModelInputs = target.at_profiles(traced) if target else traced
     with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
         samples = reference_samples(model, inputs)
-        graph = trace(model, inputs, list(samples[0].outputs))
+        graph = trace(model, traced, list(samples[0].outputs))
         outputs = output_specs(graph)
         path = write_graph(graph, folder)
         if precision == INT8:
             quantize_dynamic(path)
+        if target and isinstance(inputs, ProfiledInputs):
+            target.finish(path, inputs)
+            outputs = inputs.fix(outputs)
+            preprocess = {**(preprocess or {}), "pad_id": getattr(traced, "pad_id", 0)}
         parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
         copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
             shutil.copyfile(file, folder / file.name)
         manifest = Manifest(
-            kind="onnx",
+            kind=TENSORRT if target else "onnx",
             graph=GRAPH_NAME,
             model_type=model.config.model_type,
             architecture=type(body_of(model)).__name__,
@@ -114,6 +126,7 @@ def export_onnx(
             cost=cost,
             quality=_with_similarity(quality, parity),
             preprocess=preprocess,
+            profiles=inputs.profiles if isinstance(inputs, ProfiledInputs) else (),
         )
         manifest = write_manifest(folder, manifest)
     return ExportReport(
@@ -154,7 +167,7 @@ def check_model(model: Exportable) -> None:
             )
 
 
-def check_extra_files(files: Sequence[Path], own: Sequence[str] = (GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME)) -> None:
+def check_extra_files(files: Sequence[Path], own: Sequence[str] = OWN_FILES) -> None:
     """Check that files can go into a bundle beside its ``own``.
 
     Raises:

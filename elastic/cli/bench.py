@@ -9,7 +9,7 @@ import typer
 
 from elastic.cli.options import Json
 from elastic.cli.output import print_report, reported
-from elastic.cli.verify import Bundle
+from elastic.cli.verify import Backend, Bundle
 
 
 @reported
@@ -26,6 +26,7 @@ def bench(
     past: Annotated[int, typer.Option(min=0, help="Tokens that a decoder has cached.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of a bundle on this machine, alone or in turns with another."""
@@ -37,6 +38,7 @@ def bench(
         "past": past,
         "threads": threads,
         "rounds": rounds,
+        "backend": backend,
     }
     if against is not None:
         print_report(compare_latency([bundle, against], subnet=subnet, **settings), as_json)
