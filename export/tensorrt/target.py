@@ -12,6 +12,7 @@ from elastic.errors import CheckError
 from elastic.export.profiles import GivenInputs, ProfiledInputs, default_profiles, fixed_sizes, parse_profile
 
 from .lint import lint_for_tensorrt
+from .operators import OPERATORS
 from .script import write_script
 
 KIND = "tensorrt"
@@ -52,7 +53,9 @@ class TensorRTTarget:
             CheckError: if it would not.
         """
         free = frozenset(dim for spec in inputs.specs for dim in spec.shape if isinstance(dim, str))
-        if findings := lint_for_tensorrt(graph, self.version, free=free):
+        # Operators that are not read at all come first: they say more than how another one is used.
+        findings = sorted(lint_for_tensorrt(graph, self.version, free=free), key=lambda one: one.operator in OPERATORS)
+        if findings:
             more = f"; there are {len(findings) - 1} more findings" if len(findings) > 1 else ""
             raise CheckError(f"TensorRT {self.version} would not take this graph: {findings[0]}{more}.")
 

@@ -175,7 +175,7 @@ def test_an_old_tensorrt_is_refused(install, bundle_dir, version, message):
 
 def test_an_engine_that_computes_something_else_is_not_kept(install, bundle_dir):
     install(wrong=True)
-    with pytest.raises(VerificationError, match="was not kept: the engine in .* does not reproduce its parity samples"):
+    with pytest.raises(VerificationError, match="was not kept: the engine of .* does not reproduce its parity samples"):
         build(bundle_dir)
     assert [name for name in engine_files(bundle_dir) if "plan" in name] == []
     assert main(["build", str(bundle_dir)]) == 1
