@@ -48,7 +48,7 @@ class Buffer:
         count = math.prod(shape)
         if count == 0:
             return np.zeros(shape, dtype=dtype)
-        raw = (ctypes.c_byte * (count * np.dtype(dtype).itemsize)).from_address(self.host)
+        raw: Any = (ctypes.c_byte * (count * np.dtype(dtype).itemsize)).from_address(self.host)
         return np.ndarray(shape, dtype=dtype, buffer=raw)
 
     def close(self) -> None:
