@@ -7,20 +7,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import bench_bundle, bench_subnets, compare_latency, open_session, profile_bundles, read_bundle, run_bundle, verify_bundle
+    from .bundle import bench_bundle, bench_subnets, build_bundle, compare_latency, open_session, profile_bundles, read_bundle, run_bundle, verify_bundle
     from .embedder import Embedder
     from .family import FamilyReport, NamedSubnet, export_family
     from .onnx import ExportReport, export_onnx
     from .precision.calibration import CalibrationData, calibration_data, calibration_of_task
     from .precision.options import Drop, PrecisionOptions
     from .runtime.bench import BenchReport, ComparisonReport
+    from .runtime.build import BuildReport
     from .runtime.manifest import Manifest, Member
     from .runtime.members import Session
     from .runtime.verify import VerifyReport
     from .source import FamilySource, Source, read_source, read_universal
+    from .tensorrt import TensorRTTarget, lint_for_tensorrt
+    from .triton import write_triton
 
 _HOMES = {
     "BenchReport": ".runtime.bench",
+    "BuildReport": ".runtime.build",
     "CalibrationData": ".precision.calibration",
     "ComparisonReport": ".runtime.bench",
     "Drop": ".precision.options",
@@ -34,14 +38,17 @@ _HOMES = {
     "PrecisionOptions": ".precision.options",
     "Session": ".runtime.members",
     "Source": ".source",
+    "TensorRTTarget": ".tensorrt",
     "VerifyReport": ".runtime.verify",
     "bench_bundle": ".bundle",
     "bench_subnets": ".bundle",
+    "build_bundle": ".bundle",
     "calibration_data": ".precision.calibration",
     "calibration_of_task": ".precision.calibration",
     "compare_latency": ".bundle",
     "export_family": ".family",
     "export_onnx": ".onnx",
+    "lint_for_tensorrt": ".tensorrt",
     "open_session": ".bundle",
     "profile_bundles": ".bundle",
     "read_bundle": ".bundle",
@@ -49,10 +56,12 @@ _HOMES = {
     "read_universal": ".source",
     "run_bundle": ".bundle",
     "verify_bundle": ".bundle",
+    "write_triton": ".triton",
 }
 
 __all__ = [
     "BenchReport",
+    "BuildReport",
     "CalibrationData",
     "ComparisonReport",
     "Drop",
@@ -66,14 +75,17 @@ __all__ = [
     "PrecisionOptions",
     "Session",
     "Source",
+    "TensorRTTarget",
     "VerifyReport",
     "bench_bundle",
     "bench_subnets",
+    "build_bundle",
     "calibration_data",
     "calibration_of_task",
     "compare_latency",
     "export_family",
     "export_onnx",
+    "lint_for_tensorrt",
     "open_session",
     "profile_bundles",
     "read_bundle",
@@ -81,6 +93,7 @@ __all__ = [
     "read_universal",
     "run_bundle",
     "verify_bundle",
+    "write_triton",
 ]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from elastic.errors import CheckError, CheckpointError
 
-from .runtime import bench, manifest, profile, run, verify
+from .runtime import bench, build, manifest, profile, run, verify
 from .runtime.bench import BenchReport, ComparisonReport
+from .runtime.build import BuildReport
 from .runtime.deadline import read_milliseconds
 from .runtime.errors import BundleError, VerificationError
 from .runtime.manifest import Manifest
@@ -40,7 +41,9 @@ def read_bundle(path: str | os.PathLike[str]) -> Manifest:
         return manifest.read_manifest(Path(path))
 
 
-def verify_bundle(path: str | os.PathLike[str], *, threads: int | None = None) -> VerifyReport:
+def verify_bundle(
+    path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None
+) -> VerifyReport:
     """Verify every file of a bundle by its hash, then the graph on every parity sample.
 
     Raises:
@@ -48,7 +51,7 @@ def verify_bundle(path: str | os.PathLike[str], *, threads: int | None = None) -
         CheckError: if a file or an output is not what the manifest says.
     """
     with _elastic_errors():
-        return verify.verify(Path(path), threads=threads)
+        return verify.verify(Path(path), threads=threads, backend=backend)
 
 
 def bench_bundle(
@@ -62,6 +65,7 @@ def bench_bundle(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> BenchReport:
     """Measure the latency of a bundle on this machine: of ``subnet`` (by default the largest) if it has several.
 
@@ -80,6 +84,7 @@ def bench_bundle(
             spinning=spinning,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -93,6 +98,7 @@ def bench_subnets(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure all subnets of a bundle, which take turns in one process; ratios are to the largest.
 
@@ -110,6 +116,7 @@ def bench_subnets(
             spinning=spinning,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -124,6 +131,7 @@ def compare_latency(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure bundles that take turns in one process; ratios are to the first of them.
 
@@ -144,6 +152,7 @@ def compare_latency(
             spinning=spinning,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -158,6 +167,7 @@ def profile_bundles(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ProfileReport:
     """Measure every subnet of some bundles of one model on this machine, and write its latency table.
 
@@ -176,6 +186,7 @@ def profile_bundles(
             spinning=spinning,
             warmup=warmup,
             rounds=rounds,
+            backend=backend,
         )
 
 
@@ -188,6 +199,7 @@ def run_bundle(
     max_new_tokens: int | None = None,
     subnet: str | None = None,
     deadline: str | float | None = None,
+    backend: str | None = None,
 ) -> RunReport:
     """Run a bundle on the arrays of a ``.npz`` or ``.npy`` file, or the texts of a ``.txt``, and write an ``.npz``.
 
@@ -207,10 +219,11 @@ def run_bundle(
             max_new_tokens=max_new_tokens,
             subnet=subnet,
             deadline_ms=None if deadline is None else read_milliseconds(str(deadline)),
+            backend=backend,
         )
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int | None = None) -> Session:
+def open_session(path: str | os.PathLike[str], *, threads: int | None = None, backend: str | None = None) -> Session:
     """Open a bundle to run it from Python: its subnets by name, or by deadline.
 
     Raises:
@@ -218,4 +231,24 @@ def open_session(path: str | os.PathLike[str], *, threads: int | None = None) ->
         CheckError: if its weights are not the exported ones.
     """
     with _elastic_errors():
-        return Session.open(Path(path), threads=threads)
+        return Session.open(Path(path), threads=threads, backend=backend)
+
+
+def build_bundle(
+    path: str | os.PathLike[str],
+    *,
+    workspace: str | None = None,
+    stripped: bool = False,
+    force: bool = False,
+    subnet: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> BuildReport:
+    """Build TensorRT engines on this device, and verify each on the parity samples.
+
+    Raises:
+        CheckpointError: if the bundle is not for TensorRT, or TensorRT cannot build it here (says why).
+        CheckError: if an engine does not reproduce the parity samples, or a file is not the exported one.
+    """
+    with _elastic_errors():
+        size = build.read_size(workspace) if workspace else None
+        return build.build(Path(path), workspace=size, stripped=stripped, force=force, subnet=subnet, say=say)

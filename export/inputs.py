@@ -16,6 +16,7 @@ from elastic.families import dense_shape, max_tokens
 from .decoder import DecoderInputs, cached_layers
 from .embedder import OUTPUT_NAME as EMBEDDING_NAME
 from .embedder import Embedder, Exportable, body_of
+from .profiles import ProfiledInputs
 from .runtime.manifest import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -102,7 +103,7 @@ class TextInputs:
         return {}
 
 
-ModelInputs = DenseInputs | TextInputs | DecoderInputs
+ModelInputs = DenseInputs | TextInputs | DecoderInputs | ProfiledInputs
 
 
 def cast_inputs(arrays: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -110,7 +111,7 @@ def cast_inputs(arrays: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dic
     return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in specs}
 
 
-def describe_inputs(model: Exportable) -> ModelInputs:
+def describe_inputs(model: Exportable) -> DenseInputs | TextInputs | DecoderInputs:
     """Return the inputs that a model is exported with.
 
     Raises:

@@ -17,18 +17,23 @@ from elastic.folder import new_folder
 
 from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, with_dtypes, write_graph
-from .inputs import cast_inputs, describe_inputs
+from .inputs import ModelInputs, cast_inputs, describe_inputs
 from .manifest import tool_versions, write_manifest
 from .parity import ParityResult, check_parity, reference_samples, samples_to_keep
 from .precision.apply import apply_precision
 from .precision.mix import Progress, QuantizationReport
 from .precision.options import FP32, PrecisionOptions
 from .precision.similarity import Similarity
+from .profiles import ProfiledInputs
+from .runtime.backend import TENSORRT
+from .runtime.engine import FOLDER as ENGINES_NAME
 from .runtime.manifest import MANIFEST_NAME, Manifest
 from .runtime.samples import Sample, write_samples
+from .tensorrt import SCRIPT_NAME, TensorRTTarget
 
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
+OWN_FILES = (GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME, SCRIPT_NAME, ENGINES_NAME)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def export_onnx(
     precision: str = FP32,
     precision_options: PrecisionOptions | None = None,
     progress: Progress | None = None,
+    target: TensorRTTarget | None = None,
     subnet: dict[str, Any] | None = None,
     cost: dict[str, Any] | None = None,
     quality: dict[str, Any] | None = None,
@@ -78,6 +84,7 @@ def export_onnx(
             or ``int4`` (weights alone).
         precision_options: what is asked of that precision, and the calibration data.
         progress: told how many linear layers, of how many, have been measured, where each of them is.
+        target: TensorRT, and the sizes that engines are built for; by default the bundle is for ONNX Runtime.
         subnet: the choice that the model was extracted with, for the manifest.
         cost: what was predicted or measured of its cost, for the manifest.
         quality: what was measured of its quality, for the manifest.
@@ -93,25 +100,32 @@ def export_onnx(
     options.check(precision)
     check_model(model)
     check_extra_files(extra_files)
-    inputs = describe_inputs(model)
+    traced = describe_inputs(model)
+    inputs: ModelInputs = target.at_profiles(traced) if target else traced
     with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
         samples = reference_samples(model, inputs)
-        graph = trace(model, inputs, list(samples[0].outputs))
+        graph = trace(model, traced, list(samples[0].outputs))
         outputs = output_specs(graph)
         path = write_graph(graph, folder)
         parity = check_parity(path, inputs, outputs, samples, FP32)
         specs, quantization = inputs.specs, None
         if precision != FP32:
-            quantization = apply_precision(path, precision, options, specs, outputs, progress)
+            # Calibration data comes in any size, so sizes are fixed after it.
+            quantization = apply_precision(path, precision, options, traced.specs, outputs, progress)
             specs, outputs = (with_dtypes(part, path) for part in (specs, outputs))
             samples = tuple(Sample(cast_inputs(sample.inputs, specs), sample.outputs) for sample in samples)
+        if target and isinstance(inputs, ProfiledInputs):
+            target.finish(path, inputs)
+            outputs = inputs.fix(outputs)
+            preprocess = {**(preprocess or {}), "pad_id": getattr(traced, "pad_id", 0)}
+        if precision != FP32 or target:
             parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
         copy_runtime(folder / RUNTIME_NAME)
         for file in extra_files:
             shutil.copyfile(file, folder / file.name)
         manifest = Manifest(
-            kind="onnx",
+            kind=TENSORRT if target else "onnx",
             graph=GRAPH_NAME,
             model_type=model.config.model_type,
             architecture=type(body_of(model)).__name__,
@@ -126,6 +140,7 @@ def export_onnx(
             cost=cost,
             quality=_with_costs(quality, parity, quantization),
             preprocess=preprocess,
+            profiles=inputs.profiles if isinstance(inputs, ProfiledInputs) else (),
         )
         manifest = write_manifest(folder, manifest)
     return ExportReport(
@@ -170,7 +185,7 @@ def check_model(model: Exportable) -> None:
             )
 
 
-def check_extra_files(files: Sequence[Path], own: Sequence[str] = (GRAPH_NAME, WEIGHTS_NAME, SAMPLES_NAME)) -> None:
+def check_extra_files(files: Sequence[Path], own: Sequence[str] = OWN_FILES) -> None:
     """Check that files can go into a bundle beside its ``own``.
 
     Raises:

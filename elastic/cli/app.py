@@ -8,6 +8,7 @@ import typer
 
 from elastic import __version__
 from elastic.cli.bench import bench
+from elastic.cli.build import build
 from elastic.cli.convert import convert
 from elastic.cli.evaluate import evaluate
 from elastic.cli.export import export
@@ -47,7 +48,7 @@ def _options(
     pass
 
 
-for _command in (train, convert, plan, info, search, extract, heal, pareto, export, verify, bench, profile, run):
+for _command in (train, convert, plan, info, search, extract, heal, pareto, export, verify, build, bench, profile, run):
     app.command()(_command)
 app.command("eval")(evaluate)
 

@@ -9,7 +9,7 @@ import typer
 
 from elastic.cli.options import Json
 from elastic.cli.output import print_report, reported
-from elastic.cli.verify import Bundle
+from elastic.cli.verify import Backend, Bundle
 
 Spinning = Annotated[
     bool, typer.Option("--spinning/--no-spinning", help="Whether threads that wait for work keep their CPU busy.")
@@ -31,6 +31,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
     spinning: Spinning = True,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of a bundle on this machine, alone or in turns with another."""
@@ -43,6 +44,7 @@ def bench(
         "threads": threads,
         "spinning": spinning,
         "rounds": rounds,
+        "backend": backend,
     }
     if against is not None:
         print_report(compare_latency([bundle, against], subnet=subnet, **settings), as_json)

@@ -12,7 +12,7 @@ from elastic.cli.options import Candidates, Json, Output, read_subnet_option
 from elastic.cli.output import note, print_json, print_table, progress, reported
 from elastic.errors import ElasticError, did_you_mean
 
-TARGETS = ("onnx", "family")
+TARGETS = ("onnx", "family", "tensorrt")
 
 
 @reported
@@ -22,7 +22,9 @@ def export(
         typer.Argument(metavar="DIR", help="A checkpoint: extracted, stock, or an embedder. For family: universal."),
     ],
     output: Output,
-    to: Annotated[str, typer.Option("--to", help="Target format: onnx, or family (several subnets).")] = "onnx",
+    to: Annotated[
+        str, typer.Option("--to", help="Target format: onnx, tensorrt, or family (several subnets).")
+    ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, or int8 (for CPUs).")] = "fp32",
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embedders: return only so many leading dimensions.")
@@ -41,25 +43,43 @@ def export(
     unmeasured: Annotated[
         bool, typer.Option("--unmeasured", help="Family: do not measure the quality of subnets.")
     ] = False,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZES", help="TensorRT: batch=1,sequence=16:64:128 (min:opt:max); repeatable."),
+    ] = None,
+    trt_version: Annotated[
+        str, typer.Option(metavar="VERSION", help="TensorRT: the oldest version that should read the graph.")
+    ] = "10.3",
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a model repository for Triton as well, from the bundle.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a model to ONNX, and prove it equal on ONNX Runtime."""
+    """Export a model to ONNX, or for TensorRT, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
     from elastic.folder import check_output
 
-    check_output(output)
+    for path in filter(None, (output, triton)):
+        check_output(path)
     if to == "family":
-        if precision != "fp32" or embedding_dim is not None:
-            raise ElasticError("a family is of fp32, and its subnets say their embedding_dim; leave the options out.")
+        if precision != "fp32" or embedding_dim is not None or profile:
+            raise ElasticError(
+                "a family is of fp32, has no profiles, and its subnets say their embedding_dim; leave the options out."
+            )
         _export_family(folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json)
+        _write_triton(output, triton, as_json)
         return
+    if profile and to != "tensorrt":
+        raise ElasticError(f"profiles are for TensorRT, not for {to}; add --to tensorrt, or leave --profile out.")
     if subnet or flops or unmeasured:
         raise ElasticError(f"--subnet, --flops and --unmeasured are for --to family; {to} exports what is in {folder}.")
-    from elastic.export import export_onnx, read_source
+    from elastic.export import TensorRTTarget, export_onnx, read_source
 
+    target = TensorRTTarget(tuple(profile or ()), trt_version) if to == "tensorrt" else None
     source = read_source(folder, embedding_dim=embedding_dim)
-    report = export_onnx(source.model, output, precision=precision, **source.details)
+    report = export_onnx(source.model, output, precision=precision, target=target, **source.details)
+    _write_triton(output, triton, as_json)
     if as_json:
         print_json(
             {
@@ -75,7 +95,20 @@ def export(
         typer.echo(
             f"Cosine of int8 outputs to float32: {report.similarity.mean:.4f} (lowest {report.similarity.min:.4f})."
         )
-    note(f"Next: elastic verify {output}; elastic bench {output}")
+    for one in report.manifest.profiles:
+        typer.echo(f"Profile {one}")
+    there = f"on the device: cd {output.name}; python3 -m runtime build"
+    note(f"Next: {there if target else f'elastic verify {output}; elastic bench {output}'}")
+
+
+def _write_triton(bundle: Path, repository: Path | None, as_json: bool) -> None:
+    if repository is None:
+        return
+    from elastic.export import write_triton
+
+    names = write_triton(bundle, repository)
+    if not as_json:
+        typer.echo(f"Wrote {repository}, a model repository for Triton with {', '.join(names)}.")
 
 
 def _export_family(

@@ -9,7 +9,7 @@ import typer
 
 from elastic.cli.options import Json
 from elastic.cli.output import print_report, reported
-from elastic.cli.verify import Bundle
+from elastic.cli.verify import Backend, Bundle
 
 
 @reported
@@ -27,6 +27,7 @@ def run(
         typer.Option(metavar="TIME", help="The best subnet that takes at most so long on the inputs, such as 8ms."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime. Default: all CPUs.")] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on arrays or texts."""
@@ -40,5 +41,6 @@ def run(
         max_new_tokens=max_new_tokens,
         subnet=subnet,
         deadline=deadline,
+        backend=backend,
     )
     print_report(report, as_json)

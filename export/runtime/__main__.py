@@ -1,4 +1,4 @@
-"""``python3 -m runtime verify|bench|run|profile BUNDLE``: what a bundle can do where nothing is installed."""
+"""``python3 -m runtime verify|bench|run|profile|build BUNDLE``: what a bundle can do where nothing is installed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .backend import BACKENDS, ONNXRUNTIME
 from .bench import BenchReport, ComparisonReport, bench, compare_latency, compare_subnets
+from .build import BuildReport, build, read_size
 from .deadline import read_milliseconds
+from .engine import FOLDER
 from .errors import BundleError
 from .manifest import read_manifest
 from .profile import ProfileReport, profile
 from .run import RunReport, run
 from .verify import VerifyReport, verify
 
-Report = VerifyReport | BenchReport | ComparisonReport | RunReport | ProfileReport
+Report = VerifyReport | BenchReport | ComparisonReport | RunReport | ProfileReport | BuildReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,19 +37,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> Report:
+    if options.command == "build":
+        return build(
+            options.bundle,
+            workspace=read_size(options.workspace) if options.workspace else None,
+            stripped=options.strip,
+            force=options.force,
+            subnet=options.subnet,
+            say=lambda text: sys.stderr.write(f"{text}\n"),
+        )
+    runs: dict[str, Any] = {"threads": options.threads, "backend": options.backend}
     if options.command == "verify":
-        return verify(options.bundle, threads=options.threads)
+        return verify(options.bundle, **runs)
     if options.command == "run":
         return run(
             options.bundle,
             options.input,
             options.output,
-            threads=options.threads,
             max_new_tokens=options.max_new_tokens,
             subnet=options.subnet,
             deadline_ms=None if options.deadline is None else read_milliseconds(options.deadline),
+            **runs,
         )
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("past", "warmup", "rounds")}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("past", "warmup", "rounds", "backend")}
     settings |= {"threads": options.threads or 1, "spinning": not options.no_spinning}
     if options.command == "profile":
         sizes = {"batches": options.batch or [1], "sequences": options.sequence}
@@ -70,8 +83,15 @@ def describe(report: Report) -> str:
         subnets = "".join(f"\n  {name}: {difference:.2e}" for name, difference in report.subnets.items())
         return (
             f"{report.bundle}: {report.files} files are intact; largest difference {report.max_abs_diff:.2e} over "
-            f"{report.samples} samples ({report.precision} allows {report.tolerance:g}).{subnets}"
+            f"{report.samples} samples ({report.precision} allows {report.tolerance:g}; on {report.backend}).{subnets}"
         )
+    if isinstance(report, BuildReport):
+        engines = [
+            f"{Path(report.bundle, FOLDER, one.file)}: {one.bytes / 1e6:.1f} MB, {one.seconds:.0f} s to build, largest "
+            f"difference {one.max_abs_diff:.2e} over {one.samples} samples ({one.tolerance:g} is allowed)"
+            for one in report.engines
+        ]
+        return "\n".join([*engines, f"{report.reused} of {len(engines)} were there already; {report.device}"])
     if isinstance(report, RunReport):
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in report.outputs.items())
         ran = f" by {report.subnet}" if report.subnet else ""
@@ -82,10 +102,11 @@ def describe(report: Report) -> str:
     if isinstance(report, ProfileReport):
         return _describe_table(report)
     sizes = ", ".join(f"{name} {size}" for name, size in report.sizes.items())
+    where = f"threads {report.threads}" if report.backend == ONNXRUNTIME else report.backend
     name = f"{report.bundle} {report.subnet}" if report.subnet else report.bundle
     return (
         f"{name}: median {report.median_ms:.3f} ms, p10 {report.p10_ms:.3f}, p90 {report.p90_ms:.3f}, "
-        f"p99 {report.p99_ms:.3f} ({sizes}, threads {report.threads}, {report.rounds} rounds)"
+        f"p99 {report.p99_ms:.3f} ({sizes}, {where}, {report.rounds} rounds)"
     )
 
 
@@ -109,14 +130,15 @@ def _describe_table(report: ProfileReport) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m runtime", description="Verifies, measures and runs a bundle.")
     commands = parser.add_subparsers(dest="command", required=True)
-    everywhere = argparse.ArgumentParser(add_help=False)
-    everywhere.add_argument(
-        "--threads", type=int, help="threads of one operator (default: all CPUs; bench, profile: 1)"
-    )
-    everywhere.add_argument("--json", action="store_true", help="print JSON")
-    common = argparse.ArgumentParser(add_help=False, parents=[everywhere])
-    common.add_argument("bundle", type=Path, nargs="?", default=Path(), help="the folder of the bundle (default: .)")
-    timing = argparse.ArgumentParser(add_help=False, parents=[everywhere])
+    printing = argparse.ArgumentParser(add_help=False)
+    printing.add_argument("--json", action="store_true", help="print JSON")
+    running = argparse.ArgumentParser(add_help=False, parents=[printing])
+    running.add_argument("--backend", choices=BACKENDS, help="default: tensorrt where engines were built")
+    running.add_argument("--threads", type=int, help="threads of one operator (default: all CPUs; bench, profile: 1)")
+    one_bundle = argparse.ArgumentParser(add_help=False)
+    one_bundle.add_argument("bundle", type=Path, nargs="?", default=Path(), help="folder of the bundle (default: .)")
+    common = argparse.ArgumentParser(add_help=False, parents=[running, one_bundle])
+    timing = argparse.ArgumentParser(add_help=False, parents=[running])
     timing.add_argument("--past", type=int, default=0, help="tokens that a decoder has cached (default: 0)")
     timing.add_argument("--warmup", type=int, default=5, help="rounds that are not counted")
     timing.add_argument("--rounds", type=int, default=50)
@@ -124,8 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("--subnet", metavar="NAME", help="one subnet of a bundle that has several")
     commands.add_parser("verify", parents=[common], help="check the files, then the outputs on the parity samples")
-    latency = commands.add_parser("bench", parents=[timing, one], help="measure the latency")
-    latency.add_argument("bundle", type=Path, nargs="?", default=Path(), help="the folder of the bundle (default: .)")
+    latency = commands.add_parser("bench", parents=[timing, one_bundle, one], help="measure the latency")
     latency.add_argument("--batch", type=int, default=1)
     latency.add_argument("--sequence", type=int, help="tokens of a text (default: 128, or what the model takes)")
     latency.add_argument("--against", type=Path, metavar="BUNDLE", help="another bundle to take turns with")
@@ -141,6 +162,13 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_argument("--deadline", metavar="TIME", help="the best subnet that takes at most so long, such as 8ms")
     inference.add_argument("--max-new-tokens", type=int, metavar="N", help="decoders: continue the inputs by N tokens")
     inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
+    engines = commands.add_parser("build", parents=[printing, one_bundle], help="build and verify TensorRT engines on this device")
+    engines.add_argument("--workspace", metavar="SIZE", help="scratch memory of one kernel: 512MiB (default: no limit)")
+    engines.add_argument(
+        "--strip", action="store_true", help="take the weights from the bundle when an engine is loaded"
+    )
+    engines.add_argument("--force", action="store_true", help="build engines that are there already")
+    engines.add_argument("--subnet", metavar="NAME", help="only this one of a bundle with several")
     return parser
 
 

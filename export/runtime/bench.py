@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend import ONNXRUNTIME
 from .errors import BundleError
 from .manifest import check_files
 from .members import Session
@@ -36,6 +37,7 @@ class BenchReport:
     p99_ms: float
     subnet: str | None = None
     """Which one of a bundle that has several."""
+    backend: str = ONNXRUNTIME
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ def bench(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> BenchReport:
     """Measure the latency of one bundle; of one that has several subnets, that of ``subnet``, by default the largest.
 
     Raises:
         BundleError: if the bundle cannot be run at these sizes, or has no such subnet.
     """
-    bundle = Bundle.open(folder, threads=threads, spinning=spinning, subnet=subnet)
+    bundle = Bundle.open(folder, threads=threads, spinning=spinning, subnet=subnet, backend=backend)
     return _take_turns([(bundle, subnet)], batch, sequence, past, threads, warmup, rounds).bundles[0]
 
 
@@ -79,6 +82,7 @@ def compare_latency(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure bundles that take turns, so that what disturbs the machine disturbs all of them alike.
 
@@ -94,7 +98,7 @@ def compare_latency(
         raise BundleError("give at least one bundle to measure.")
     names = [subnet, *(None for _ in folders[1:])]
     bundles = [
-        (Bundle.open(folder, threads=threads, spinning=spinning, subnet=name), name)
+        (Bundle.open(folder, threads=threads, spinning=spinning, subnet=name, backend=backend), name)
         for folder, name in zip(folders, names, strict=True)
     ]
     return _take_turns(bundles, batch, sequence, past, threads, warmup, rounds)
@@ -110,13 +114,14 @@ def compare_subnets(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
 ) -> ComparisonReport:
     """Measure all subnets of one bundle, which take turns; ratios are to the largest.
 
     Raises:
         BundleError: if the bundle cannot be run at these sizes.
     """
-    session = Session.open(folder, threads=threads, spinning=spinning)
+    session = Session.open(folder, threads=threads, spinning=spinning, backend=backend)
     bundles = [(session.bundle(name), name) for name in session.names]
     return _take_turns(bundles, batch, sequence, past, threads, warmup, rounds)
 
@@ -138,7 +143,8 @@ def _take_turns(
     for index, (bundle, name) in enumerate(bundles):
         p10, median, p90, p99 = (float(p) for p in np.percentile(milliseconds[:, index], (10, 50, 90, 99)))
         sizes = bundle.sizes(feeds[index])
-        reports.append(BenchReport(str(bundle.folder), sizes, threads, warmup, rounds, median, p10, p90, p99, name))
+        measured = (median, p10, p90, p99, name, bundle.backend)
+        reports.append(BenchReport(str(bundle.folder), sizes, threads, warmup, rounds, *measured))
     ratios = np.median(milliseconds / milliseconds[:, :1], axis=0)
     return ComparisonReport(tuple(reports), tuple(float(ratio) for ratio in ratios))
 
@@ -171,6 +177,9 @@ def make_inputs(bundle: Bundle, batch: int, sequence: int | None, past: int) -> 
     """Repeat a parity sample to the wanted sizes; nothing is padded."""
     free = {dim for spec in bundle.manifest.inputs for dim in spec.shape if isinstance(dim, str)}
     sizes = {"batch": batch}
+    only = bundle.manifest.inputs[0].shape[0]
+    if only not in ("batch", batch):
+        raise BundleError(f"the bundle '{bundle.folder}' takes batch {only} alone, not {batch}.")
     if "sequence" in free:
         limit = bundle.manifest.max_sizes.get("sequence", DEFAULT_SEQUENCE)
         sizes["sequence"] = min(limit, DEFAULT_SEQUENCE) if sequence is None else sequence

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .backend import TENSORRT
 from .errors import BundleError
 from .manifest import PAST, PRESENT, Manifest
 from .session import Bundle, first_line
@@ -97,7 +98,10 @@ def generate(
 
 
 def _step(bundle: Bundle, ids: Array, mask: Array, cache: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-    """Run the graph, and return the logits as an array, and the cache as values of ONNX Runtime."""
+    """Run the graph, and return the logits as an array, and the cache as values of ONNX Runtime, or as arrays."""
+    if bundle.backend == TENSORRT:
+        arrays = bundle.run({"input_ids": ids, "attention_mask": mask, **cache})
+        return arrays["logits"], _as_past(arrays)
     binding = bundle.session.io_binding()
     names = [spec.name for spec in bundle.manifest.outputs]
     try:
@@ -114,5 +118,10 @@ def _step(bundle: Bundle, ids: Array, mask: Array, cache: dict[str, Any]) -> tup
         found = dict(zip(names, binding.get_outputs(), strict=True))
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BundleError(f"the graph in '{bundle.folder}' cannot run these inputs: {first_line(error)}") from None
+    return found["logits"].numpy(), _as_past(found)
+
+
+def _as_past(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the cache among the outputs under the names that it has as inputs."""
     present = {name: value for name, value in found.items() if name.startswith(f"{PRESENT}.")}
-    return found["logits"].numpy(), {f"{PAST}{name.removeprefix(PRESENT)}": value for name, value in present.items()}
+    return {f"{PAST}{name.removeprefix(PRESENT)}": value for name, value in present.items()}

@@ -22,6 +22,8 @@ PAST, PRESENT = "past_key_values", "present"
 """How the names of the cached keys and values begin: as inputs, and as outputs."""
 MAY_BE_ZERO = ("past",)
 """Free dimensions that may be 0: nothing is cached before the first token."""
+DERIVED_SIZES = ("total",)
+"""Free dimensions that follow from others: ``total`` is ``past + sequence``."""
 DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 """What a member may be called: its name begins the names of its files."""
@@ -47,6 +49,33 @@ class TensorSpec:
     def has_sequence(self) -> bool:
         """Whether the second dimension runs over the positions of a text."""
         return len(self.shape) > 1 and self.shape[1] == "sequence"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes of free dimensions that one optimization profile of a TensorRT engine takes, and is fastest at."""
+
+    min: dict[str, int]
+    opt: dict[str, int]
+    max: dict[str, int]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it takes one size alone."""
+        return self.min == self.max
+
+    def shape(self, spec: TensorSpec, which: str) -> tuple[int, ...]:
+        """Return the shape of an input or output at ``min``, ``opt`` or ``max``."""
+        sizes: dict[str, int] = getattr(self, which)
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+
+    def __str__(self) -> str:
+        sizes = (
+            (name, low, self.opt[name], self.max[name]) for name, low in self.min.items() if name not in DERIVED_SIZES
+        )
+        return ",".join(
+            f"{name}={low}" if low == high else f"{name}={low}:{opt}:{high}" for name, low, opt, high in sizes
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +145,8 @@ class Manifest:
     """The inputs of an elastic graph that choose the subnet; they are not among ``inputs``."""
     members: tuple[Member, ...] = ()
     """The subnets, largest first; empty for one fixed graph."""
+    profiles: tuple[Profile, ...] = ()
+    """For TensorRT: the sizes that engines are built for."""
     files: dict[str, FileEntry] = field(default_factory=dict)
     """Every file of the bundle except the manifest, by its path inside the folder."""
     format_version: int = FORMAT_VERSION
@@ -258,6 +289,11 @@ def resolve_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def hash_bytes(data: bytes) -> FileEntry:
+    """Return the size and the sha256 of bytes."""
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
 def hash_file(path: Path) -> FileEntry:
     """Return the size and the sha256 of a file."""
     digest, size = hashlib.sha256(), 0
@@ -288,6 +324,12 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
                 f"'{name}' in the bundle '{folder}' is not the file that was exported (its sha256 differs); copy the "
                 "bundle again."
             )
+
+
+def weights_of(manifest: Manifest) -> list[str]:
+    """Return the files of weights beside the graphs; those of another graph would load, and compute nonsense."""
+    beside = [name for name in manifest.files if name.startswith(f"{manifest.graph}.")]
+    return [*beside, *([manifest.weights] if manifest.weights else [])]
 
 
 def _get(data: Any, key: str, kind: type | tuple[type, ...], path: Path) -> Any:
@@ -321,6 +363,7 @@ def _parse(data: dict[str, Any], path: Path) -> Manifest:
         weights=_get({"weights": None, **data}, "weights", (str, type(None)), path),
         controls=tuple(_tensor(item, path) for item in _get({"controls": [], **data}, "controls", list, path)),
         members=tuple(_member(item, path) for item in _get({"members": [], **data}, "members", list, path)),
+        profiles=tuple(_profile(item, path) for item in _get({"profiles": [], **data}, "profiles", list, path)),
         files={
             name: FileEntry(sha256=_get(entry, "sha256", str, path), bytes=_get(entry, "bytes", int, path))
             for name, entry in _get(data, "files", dict, path).items()
@@ -371,6 +414,13 @@ def _number(data: Any, key: str, path: Path) -> float:
         return float(_get(data, key, (int, float), path))
     except OverflowError:
         raise BundleError(f"{path} has a number for '{key}' that is too large.") from None
+
+
+def _profile(data: Any, path: Path) -> Profile:
+    low, opt, high = (_sizes(_get(data, which, dict, path), path) for which in ("min", "opt", "max"))
+    if not low.keys() == opt.keys() == high.keys() or not all(0 <= low[n] <= opt[n] <= high[n] for n in low):
+        raise BundleError(f"{path} has the profile {data}; every size needs min <= opt <= max.")
+    return Profile(low, opt, high)
 
 
 def _sizes(data: Any, path: Path) -> dict[str, int]:

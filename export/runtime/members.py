@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .backend import Backend, choose_backend
 from .deadline import Latencies
 from .errors import BundleError
 from .generate import with_cache
 from .manifest import Manifest, Member, check_files, read_manifest
-from .session import Bundle, choose_member, open_graph, weights_of
+from .session import Bundle, choose_member, weights_of
 
 Array = np.ndarray[Any, Any]
 
@@ -30,15 +31,16 @@ class Session:
 
     folder: Path
     manifest: Manifest
-    threads: int | None = None
-    spinning: bool = True
+    backend: Backend
     latencies: Latencies = field(default_factory=Latencies)
     _graphs: dict[str, Any] = field(default_factory=dict, init=False)
     _bundles: dict[str | None, Bundle] = field(default_factory=dict, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int | None = None, spinning: bool = True) -> Session:
+    def open(
+        cls, folder: Path, *, threads: int | None = None, spinning: bool = True, backend: str | None = None
+    ) -> Session:
         """Open a bundle after checking that its weights are the exported ones; no graph is loaded yet.
 
         Raises:
@@ -48,7 +50,7 @@ class Session:
         manifest = read_manifest(folder)
         choose_member(manifest, None)
         check_files(folder, manifest, weights_of(manifest))
-        return cls(folder, manifest, threads, spinning)
+        return cls(folder, manifest, choose_backend(folder, manifest, backend, threads=threads, spinning=spinning))
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -63,13 +65,14 @@ class Session:
             VerificationError: if its graph is not the exported one.
         """
         member = choose_member(self.manifest, subnet)
-        name, graph = (None, self.manifest.graph) if member is None else (member.name, member.graph)
+        name, one = (None, self.manifest) if member is None else (member.name, self.manifest.of(member))
         with self._lock:
-            if graph not in self._graphs:
-                check_files(self.folder, self.manifest, [graph])
-                self._graphs[graph] = open_graph(self.folder / graph, threads=self.threads, spinning=self.spinning)
+            if one.graph not in self._graphs:
+                check_files(self.folder, self.manifest, [one.graph])
+                self._graphs[one.graph] = self.backend.open(self.folder, one)
             if name not in self._bundles:
-                self._bundles[name] = Bundle.of(self.folder, self.manifest, member, self._graphs[graph])
+                session = self._graphs[one.graph]
+                self._bundles[name] = Bundle.of(self.folder, self.manifest, member, session, self.backend.name)
             return self._bundles[name]
 
     def run(

@@ -20,7 +20,7 @@ from .errors import BundleError
 from .manifest import ELASTIC, Manifest, Member
 from .members import Session
 from .sensors import PowerMeter, device_name, find_power_meter, temperatures
-from .session import Array, Bundle, runtime_version
+from .session import Array, Bundle
 
 TABLE_FORMAT = 1
 ENERGY_S = 1.0
@@ -93,6 +93,7 @@ def profile(
     spinning: bool = True,
     warmup: int = 5,
     rounds: int = 50,
+    backend: str | None = None,
     root: Path = Path("/"),
 ) -> ProfileReport:
     """Measure every subnet of some bundles, in turns, and write the latency table of this device.
@@ -118,7 +119,7 @@ def profile(
     if os.path.lexists(output_file):
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
     check_rounds(warmup, rounds)
-    sessions = [Session.open(folder, threads=threads, spinning=spinning) for folder in folders]
+    sessions = [Session.open(folder, threads=threads, spinning=spinning, backend=backend) for folder in folders]
     bundles = [named for session in sessions for named in _subnets(session)]
     _check_alike([bundle for _, bundle in bundles])
     meter = find_power_meter(root)
@@ -143,7 +144,7 @@ def profile(
             "system": f"{platform.system()} {platform.release()}",
             "cpus": os.cpu_count() or 1,
             "python": platform.python_version(),
-            "runtime": runtime_version(),
+            "runtime": sessions[0].backend.version,
         },
         model_type=first.model_type,
         precision=first.parity.precision,

@@ -46,6 +46,7 @@ def run(
     max_new_tokens: int | None = None,
     subnet: str | None = None,
     deadline_ms: float | None = None,
+    backend: str | None = None,
 ) -> RunReport:
     """Run a bundle on the arrays of an ``.npz`` file (or one ``.npy``: its first input), and write an ``.npz`` file.
 
@@ -65,14 +66,14 @@ def run(
         raise BundleError(f"outputs are written as .npz, not as '{output_file.name}'.")
     if os.path.lexists(output_file):
         raise BundleError(f"'{output_file}' is there already; choose another output file.")
-    session = Session.open(folder, threads=threads)
+    session = Session.open(folder, threads=threads, backend=backend)
     texts = input_file.suffix == SUFFIX
     arrays = tokenize(folder, session.manifest, read_texts(input_file)) if texts else load_arrays(input_file)
     if deadline_ms is not None:
         subnet = _in_time(session, arrays, deadline_ms, subnet, max_new_tokens)
     bundle = session.bundle(subnet)
     inputs = with_cache(bundle.manifest, prepare_inputs(bundle.manifest, arrays))
-    sizes = bundle.sizes(inputs)
+    sizes = bundle.sizes(_rows(inputs, 0, bundle.batch_limit) if max_new_tokens is None else inputs)
     generated: tuple[str, ...] = ()
     if max_new_tokens is not None:
         new = _continue(bundle, inputs, max_new_tokens)
@@ -80,7 +81,7 @@ def run(
         if texts:
             generated = tuple(open_tokenizer(folder, bundle.manifest).decode_batch(new.tolist()))
     else:
-        outputs = _run_texts(bundle, inputs) if texts else bundle.run(inputs)
+        outputs = _run_texts(bundle, inputs) if texts else _run_in_parts(bundle, inputs)
         if not any(name.startswith(f"{PAST}.") for name in arrays):
             outputs = {name: array for name, array in outputs.items() if not name.startswith(f"{PRESENT}.")}
     _write(output_file, outputs)
@@ -134,15 +135,33 @@ def _run_texts(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[
     """Run texts of about the same length together, and give the outputs in the order of the texts."""
     lengths = inputs["attention_mask"].sum(axis=1)
     if any(spec.has_sequence for spec in bundle.manifest.outputs):
-        return bundle.run(inputs)  # Outputs of different lengths are no array.
+        return _run_in_parts(bundle, inputs)  # Outputs of different lengths are no array.
     order = np.argsort(-lengths, kind="stable")
     parts = []
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         width = int(lengths[rows].max())
-        parts.append(bundle.run({name: array[rows, :width] for name, array in inputs.items()}))
+        parts.append(_run_in_parts(bundle, {name: array[rows, :width] for name, array in inputs.items()}))
     back = np.argsort(order)
     return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+
+
+def _run_in_parts(bundle: Bundle, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Run as many rows at once as the bundle takes."""
+    count, limit = len(next(iter(inputs.values()))), bundle.batch_limit
+    if limit is None:
+        return bundle.run(inputs)
+    parts = [bundle.run(_rows(inputs, start, limit)) for start in range(0, count, limit)]
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _rows(inputs: dict[str, np.ndarray[Any, Any]], start: int, limit: int | None) -> dict[str, np.ndarray[Any, Any]]:
+    """Return so many rows; where there are fewer, the first one is repeated."""
+    if limit is None:
+        return inputs
+    count = len(next(iter(inputs.values())))
+    rows = [row if row < count else start for row in range(start, start + limit)]
+    return {name: array[rows] for name, array in inputs.items()}
 
 
 def _write(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:

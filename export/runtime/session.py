@@ -1,68 +1,21 @@
-"""Opens the graph of a bundle on ONNX Runtime."""
+"""Opens a bundle, and runs its graph."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .backend import ONNXRUNTIME, choose_backend
 from .errors import BundleError, VerificationError
-from .manifest import ELASTIC, FAMILY, MAY_BE_ZERO, Manifest, Member, check_files, read_manifest
+from .manifest import MAY_BE_ZERO, Manifest, Member, check_files, read_manifest, weights_of
+from .ort import first_line, open_graph
+
+__all__ = ["Bundle", "choose_member", "first_line", "members_of", "open_graph", "weights_of"]
 
 Array = np.ndarray[Any, Any]
-
-# On CPUs the fused kernel takes several times as long as Add and LayerNormalization apart.
-DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
-
-RUNNABLE = ("onnx", FAMILY, ELASTIC)
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use; ONNX Runtime by itself would count all of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def runtime_version() -> str:
-    """Return the name and version of what runs graphs here."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return "none"
-    return f"onnxruntime {onnxruntime.__version__}"
-
-
-def open_graph(path: Path, *, threads: int | None = None, spinning: bool = True) -> Any:
-    """Return an ``onnxruntime.InferenceSession`` on the CPU.
-
-    Threads that wait for work spin for a while before they sleep: the fastest where the CPUs are free. Without
-    ``spinning`` they sleep at once and leave the CPUs to others.
-
-    Raises:
-        BundleError: if ONNX Runtime is not installed, or refuses the graph.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BundleError("onnxruntime is not installed; install it with `pip install onnxruntime`.") from None
-    if threads is not None and threads < 1:
-        raise BundleError(f"the number of threads must be 1 or more, not {threads}.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
-        )
-    except Exception as error:  # ONNX Runtime's own exception types share no base class.
-        raise BundleError(f"ONNX Runtime cannot load '{path}': {first_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -75,15 +28,23 @@ class Bundle:
     session: Any
     controls: dict[str, Array] = field(default_factory=dict)
     """What an elastic graph is given with every call to run this subnet."""
+    backend: str = ONNXRUNTIME
+    """What runs it."""
 
     @classmethod
     def open(
-        cls, folder: Path, *, threads: int | None = None, spinning: bool = True, subnet: str | None = None
+        cls,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        subnet: str | None = None,
+        backend: str | None = None,
     ) -> Bundle:
         """Load a bundle after checking that its graph and weights are the exported ones.
 
         Of a bundle with members, ``subnet`` is loaded, by default the largest; `elastic.export.runtime.members.Session`
-        runs all of them.
+        runs all of them. ``backend`` is ``onnxruntime`` or ``tensorrt``, by default TensorRT where engines were built.
 
         Raises:
             BundleError: if the folder is not a bundle that can be loaded, or has no such subnet.
@@ -91,12 +52,15 @@ class Bundle:
         """
         manifest = read_manifest(folder)
         member = choose_member(manifest, subnet)
-        graph = manifest.graph if member is None else member.graph
-        check_files(folder, manifest, [graph, *weights_of(manifest)])
-        return cls.of(folder, manifest, member, open_graph(folder / graph, threads=threads, spinning=spinning))
+        one = manifest if member is None else manifest.of(member)
+        check_files(folder, manifest, [one.graph, *weights_of(manifest)])
+        chosen = choose_backend(folder, manifest, backend, threads=threads, spinning=spinning)
+        return cls.of(folder, manifest, member, chosen.open(folder, one), chosen.name)
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest, member: Member | None, session: Any) -> Bundle:
+    def of(
+        cls, folder: Path, manifest: Manifest, member: Member | None, session: Any, backend: str = ONNXRUNTIME
+    ) -> Bundle:
         """Return a member (or the only graph) of a bundle, whose graph is loaded already.
 
         Raises:
@@ -117,7 +81,7 @@ class Bundle:
             spec.name: np.array(values[spec.name], dtype=spec.dtype).reshape([int(size) for size in spec.shape])
             for spec in one.controls
         }
-        return cls(folder, one, session, controls)
+        return cls(folder, one, session, controls, backend)
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run the graph on arrays of exactly the types and shapes in the manifest.
@@ -132,8 +96,16 @@ class Bundle:
         names = [spec.name for spec in self.manifest.outputs]
         try:
             return dict(zip(names, self.session.run(names, {**inputs, **self.controls}), strict=True))
+        except BundleError:
+            raise
         except Exception as error:  # see open_graph
             raise BundleError(f"the graph in '{self.folder}' cannot run these inputs: {first_line(error)}") from None
+
+    @property
+    def batch_limit(self) -> int | None:
+        """How many rows the graph takes at most, or None where any number."""
+        first = self.manifest.inputs[0].shape[0]
+        return first if isinstance(first, int) else self.manifest.max_sizes.get("batch")
 
     def sizes(self, inputs: dict[str, Array]) -> dict[str, int]:
         """Return the sizes of the free dimensions, checking every input against the manifest.
@@ -182,22 +154,19 @@ def choose_member(manifest: Manifest, subnet: str | None) -> Member | None:
     """Return the member that is asked for, by default the largest; None for a bundle of one fixed graph.
 
     Raises:
-        BundleError: if there is no such member, or this runtime does not run bundles of this kind.
+        BundleError: if there is no such member.
     """
-    if manifest.kind not in RUNNABLE:
-        raise BundleError(f"bundles of kind '{manifest.kind}' do not run on ONNX Runtime.")
     if subnet is not None:
         return manifest.member(subnet)
     return manifest.members[0] if manifest.members else None
 
 
-def weights_of(manifest: Manifest) -> list[str]:
-    """Return the files of weights beside the graphs; those of another graph would load, and compute nonsense."""
-    beside = [name for name in manifest.files if name.startswith(f"{manifest.graph}.")]
-    return [*beside, *([manifest.weights] if manifest.weights else [])]
+def members_of(manifest: Manifest, subnet: str | None = None) -> list[Manifest]:
+    """Return the manifests of all members, or of one; of a bundle of one fixed graph, its own.
 
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what ONNX Runtime says."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    Raises:
+        BundleError: if there is no such member.
+    """
+    if subnet is not None:
+        return [manifest.of(manifest.member(subnet))]
+    return [manifest.of(member) for member in manifest.members] or [manifest]

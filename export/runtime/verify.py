@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .backend import ONNXRUNTIME, TENSORRT
 from .compare import compare
 from .errors import VerificationError
 from .manifest import check_files, read_manifest
@@ -26,9 +27,10 @@ class VerifyReport:
     tolerance: float
     subnets: dict[str, float] = field(default_factory=dict)
     """The largest difference of each subnet, where there are several."""
+    backend: str = ONNXRUNTIME
 
 
-def verify(folder: Path, *, threads: int | None = None) -> VerifyReport:
+def verify(folder: Path, *, threads: int | None = None, backend: str | None = None) -> VerifyReport:
     """Verify every file of a bundle and run every parity sample.
 
     Raises:
@@ -37,8 +39,8 @@ def verify(folder: Path, *, threads: int | None = None) -> VerifyReport:
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    session = Session.open(folder, threads=threads)
-    found = {name: _differences(session.bundle(name)) for name in session.names}
+    session = Session.open(folder, threads=threads, backend=backend)
+    found = {name: compare_samples(session.bundle(name)) for name in session.names}
     parity = manifest.parity
     return VerifyReport(
         bundle=str(folder),
@@ -48,19 +50,23 @@ def verify(folder: Path, *, threads: int | None = None) -> VerifyReport:
         precision=parity.precision,
         max_abs_diff=max(difference for _, difference in found.values()),
         tolerance=max([parity.tolerance, *(member.parity.tolerance for member in manifest.members)]),
+        backend=session.backend.name,
         subnets={name: difference for name, (_, difference) in found.items() if name is not None},
     )
 
 
-def _differences(bundle: Bundle) -> tuple[int, float]:
+def compare_samples(bundle: Bundle, *, runs: int = 1) -> tuple[int, float]:
     """Run the parity samples of one subnet; return how many there are, and the largest difference.
+
+    With several runs, each is compared.
 
     Raises:
         VerificationError: if an output is not what the manifest says.
     """
     parity, worst = bundle.manifest.parity, 0.0
     samples = read_samples(bundle.folder / parity.samples)
-    for sample in samples:
+    what = "engine of" if bundle.backend == TENSORRT else "graph"
+    for sample in [sample for sample in samples for _ in range(runs)]:
         sizes = bundle.sizes(sample.inputs)
         actual = bundle.run(sample.inputs)
         for spec in bundle.manifest.outputs:
@@ -70,7 +76,7 @@ def _differences(bundle: Bundle) -> tuple[int, float]:
             difference = compare(spec, sample.outputs[spec.name], actual[spec.name], mask, sizes)
             if failure := difference.failure(parity.tolerance, parity.argmax_tie):
                 raise VerificationError(
-                    f"the graph '{bundle.manifest.graph}' in '{bundle.folder}' does not reproduce its parity samples: "
+                    f"the {what} '{bundle.manifest.graph}' in '{bundle.folder}' does not reproduce its parity samples: "
                     f"{failure}."
                 )
             worst = max(worst, difference.max_abs_diff)

@@ -78,7 +78,7 @@ def test_a_decoder_generates_where_nothing_is_installed(exported, bundle_copy, t
     assert np.load(tmp_path / "out.npz")["generated_ids"].tolist() == stock[:, 3:].tolist()
 
 
-def test_the_runtime_imports_only_numpy_and_onnxruntime():
+def test_the_runtime_imports_only_numpy_and_what_runs_graphs():
     found = set()
     for path in Path(elastic.export.runtime.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -88,7 +88,7 @@ def test_the_runtime_imports_only_numpy_and_onnxruntime():
                 assert node.level in (0, 1)
                 found |= {node.module.split(".")[0]} if node.level == 0 else set()
     # Texts are tokenised where tokenizers is there: test_texts_without_tokenizers_end_in_one_sentence.
-    assert found - set(sys.stdlib_module_names) - {"tokenizers"} == {"numpy", "onnxruntime"}
+    assert found - set(sys.stdlib_module_names) - {"tokenizers"} == {"numpy", "onnxruntime", "tensorrt"}
 
 
 def flip_last_byte(path: Path) -> None:
