@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         run_bundle,
         verify_bundle,
     )
+    from .elastic_onnx import ElasticReport, export_elastic
     from .embedder import Embedder
     from .family import FamilyReport, NamedSubnet, export_family
     from .onnx import ExportReport, export_onnx
@@ -29,6 +30,7 @@ _HOMES = {
     "BenchReport": ".runtime.bench",
     "ComparisonReport": ".runtime.bench",
     "Embedder": ".embedder",
+    "ElasticReport": ".elastic_onnx",
     "ExportReport": ".onnx",
     "FamilyReport": ".family",
     "FamilySource": ".source",
@@ -41,6 +43,7 @@ _HOMES = {
     "bench_bundle": ".bundle",
     "bench_subnets": ".bundle",
     "compare_latency": ".bundle",
+    "export_elastic": ".elastic_onnx",
     "export_family": ".family",
     "export_onnx": ".onnx",
     "open_session": ".bundle",
@@ -54,6 +57,7 @@ _HOMES = {
 __all__ = [
     "BenchReport",
     "ComparisonReport",
+    "ElasticReport",
     "Embedder",
     "ExportReport",
     "FamilyReport",
@@ -67,6 +71,7 @@ __all__ = [
     "bench_bundle",
     "bench_subnets",
     "compare_latency",
+    "export_elastic",
     "export_family",
     "export_onnx",
     "open_session",

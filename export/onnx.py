@@ -86,7 +86,7 @@ def export_onnx(
     check_model(model)
     check_extra_files(extra_files)
     inputs = describe_inputs(model)
-    with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
+    with new_folder(Path(bundle_dir)) as folder, evaluating(model):
         samples = reference_samples(model, inputs)
         graph = trace(model, inputs, list(samples[0].outputs))
         outputs = output_specs(graph)
@@ -146,6 +146,15 @@ def check_model(model: Exportable) -> None:
             f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them "
             "first (`elastic extract`), and export that."
         )
+    check_weights(model)
+
+
+def check_weights(model: Exportable) -> None:
+    """Check that all weights are float32.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise CheckpointError(
@@ -177,7 +186,7 @@ def copy_runtime(folder: Path) -> None:
 
 
 @contextmanager
-def _evaluating(model: Exportable) -> Iterator[None]:
+def evaluating(model: Exportable) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards into the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)
