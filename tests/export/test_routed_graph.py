@@ -32,6 +32,15 @@ def make_routed(name, what):
     return model
 
 
+def thresholds_between(model, subnet, inputs, tensors):
+    """Return thresholds that some rows reach, and others do not."""
+    with active(model, subnet), routed(model, 1e-6, dense=False) as trace:
+        forward_outputs(model, inputs, tensors)
+    for scores in trace.scores.values():
+        low, high = scores.sort().values[2:4].tolist()
+        yield (low + high) / 2
+
+
 @pytest.mark.parametrize(("name", "what"), [("bert", "attention"), ("vit", "block"), ("modernbert", "mlp")])
 def test_each_row_computes_what_its_routers_ask_for(tmp_path, name, what):
     model = make_routed(name, what)
@@ -45,7 +54,7 @@ def test_each_row_computes_what_its_routers_ask_for(tmp_path, name, what):
     seen = set()
     for named in (LARGEST, NO_ATTENTION):
         controls = report.manifest.member(named.name).controls
-        for threshold in (0.2, 0.4, 0.5, 0.6, 0.8):
+        for threshold in thresholds_between(model, named.subnet, inputs, tensors):
             with active(model, named.subnet), routed(model, threshold, dense=False) as trace:
                 expected = forward_outputs(model, inputs, tensors)["logits"].numpy()
             seen.update(trace.usage.values())
