@@ -38,7 +38,8 @@ def thresholds_between(model, subnet, inputs, tensors):
         forward_outputs(model, inputs, tensors)
     for scores in trace.scores.values():
         low, high = scores.sort().values[2:4].tolist()
-        yield (low + high) / 2
+        if high - low > 1e-5:  # ONNX Runtime's sigmoid is exact to 1e-8 or so, and no score may be a matter of that.
+            yield (low + high) / 2
 
 
 @pytest.mark.parametrize(("name", "what"), [("bert", "attention"), ("vit", "block"), ("modernbert", "mlp")])
