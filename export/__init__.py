@@ -7,7 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import bench_bundle, bench_subnets, build_bundle, compare_latency, open_session, profile_bundles, read_bundle, run_bundle, verify_bundle
+    from .bundle import (
+        bench_bundle,
+        bench_subnets,
+        build_bundle,
+        compare_latency,
+        open_session,
+        profile_bundles,
+        read_bundle,
+        run_bundle,
+        verify_bundle,
+    )
+    from .elastic_onnx import ElasticReport, export_elastic
     from .embedder import Embedder
     from .family import FamilyReport, NamedSubnet, export_family
     from .onnx import ExportReport, export_onnx
@@ -28,6 +39,7 @@ _HOMES = {
     "CalibrationData": ".precision.calibration",
     "ComparisonReport": ".runtime.bench",
     "Drop": ".precision.options",
+    "ElasticReport": ".elastic_onnx",
     "Embedder": ".embedder",
     "ExportReport": ".onnx",
     "FamilyReport": ".family",
@@ -46,6 +58,7 @@ _HOMES = {
     "calibration_data": ".precision.calibration",
     "calibration_of_task": ".precision.calibration",
     "compare_latency": ".bundle",
+    "export_elastic": ".elastic_onnx",
     "export_family": ".family",
     "export_onnx": ".onnx",
     "lint_for_tensorrt": ".tensorrt",
@@ -65,6 +78,7 @@ __all__ = [
     "CalibrationData",
     "ComparisonReport",
     "Drop",
+    "ElasticReport",
     "Embedder",
     "ExportReport",
     "FamilyReport",
@@ -83,6 +97,7 @@ __all__ = [
     "calibration_data",
     "calibration_of_task",
     "compare_latency",
+    "export_elastic",
     "export_family",
     "export_onnx",
     "lint_for_tensorrt",

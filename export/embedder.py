@@ -50,6 +50,12 @@ class Embedder(nn.Module):
         """Where the Transformer is."""
         return self.transformer.device
 
+    def around(self, transformer: PreTrainedModel) -> Embedder:
+        """Return an embedder with the same head around another Transformer."""
+        other = Embedder(transformer, list(self.head), dim=self.dim, max_length=self.max_length)
+        other.normalized = self.normalized
+        return other
+
     def set_attn_implementation(self, name: str) -> None:
         """Choose how the Transformer computes attention."""
         self.transformer.set_attn_implementation(name)

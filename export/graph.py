@@ -56,11 +56,17 @@ def trace(
     inputs: ModelInputs,
     output_names: Sequence[str],
     *,
+    controls: Sequence[TensorSpec] = (),
     rule: Callable[[ir.Model], None] | None = None,
 ) -> ir.Model:
     """Trace a model that is in evaluation mode into a clean graph.
 
-    ``rule`` rewrites the graph further, before the shapes are taken out that the tracer noted.
+    Args:
+        model: what is traced.
+        inputs: what the graph takes.
+        output_names: what it returns.
+        controls: further inputs, which ``rule`` adds.
+        rule: rewrites the graph further, while it still has the shapes that the tracer noted.
 
     Raises:
         CheckpointError: if the tracer cannot follow the model.
@@ -95,7 +101,7 @@ def trace(
         rule(graph)
     _clean(graph)
     name_transposed_weights(graph.graph, model)
-    check_graph(graph, inputs, output_names)
+    check_graph(graph, (*inputs.specs, *controls), output_names)
     return graph
 
 
@@ -141,7 +147,7 @@ def with_dtypes(specs: Sequence[TensorSpec], path: Path) -> tuple[TensorSpec, ..
     return tuple(replace(spec, dtype=ir.DataType(kinds[spec.name]).numpy().name) for spec in specs)
 
 
-def check_graph(graph: ir.Model, inputs: ModelInputs, output_names: Sequence[str]) -> None:
+def check_graph(graph: ir.Model, inputs: Sequence[TensorSpec], output_names: Sequence[str]) -> None:
     """Check that a graph has standard operators, and the inputs and outputs that were asked for.
 
     Raises:
@@ -156,7 +162,7 @@ def check_graph(graph: ir.Model, inputs: ModelInputs, output_names: Sequence[str
     found = [value.name for value in graph.graph.outputs]
     if found != list(output_names):
         raise CheckError(f"the exported graph returns {found}, and the model returns {list(output_names)}.")
-    for value, spec in zip(graph.graph.inputs, inputs.specs, strict=True):
+    for value, spec in zip(graph.graph.inputs, inputs, strict=True):
         assert value.shape is not None
         shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         if (value.name, shape) != (spec.name, spec.shape):
@@ -164,7 +170,7 @@ def check_graph(graph: ir.Model, inputs: ModelInputs, output_names: Sequence[str
                 f"the exported graph takes '{value.name}' of shape {shape}, where '{spec.name}' of shape {spec.shape} "
                 "was asked for."
             )
-    free = {name for spec in inputs.specs for name in spec.shape if isinstance(name, str)}
+    free = {name for spec in inputs for name in spec.shape if isinstance(name, str)}
     for spec in output_specs(graph):
         if unknown := [dim for dim in spec.shape if isinstance(dim, str) and dim not in free]:
             raise CheckError(

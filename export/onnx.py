@@ -102,7 +102,7 @@ def export_onnx(
     check_extra_files(extra_files)
     traced = describe_inputs(model)
     inputs: ModelInputs = target.at_profiles(traced) if target else traced
-    with new_folder(Path(bundle_dir)) as folder, _evaluating(model):
+    with new_folder(Path(bundle_dir)) as folder, evaluating(model):
         samples = reference_samples(model, inputs)
         graph = trace(model, traced, list(samples[0].outputs))
         outputs = output_specs(graph)
@@ -177,6 +177,15 @@ def check_model(model: Exportable) -> None:
             f"this {type(body_of(model)).__name__} is a universal model, which holds many subnets; extract one of them "
             "first (`elastic extract`), and export that."
         )
+    check_weights(model)
+
+
+def check_weights(model: Exportable) -> None:
+    """Check that all weights are float32.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise CheckpointError(
@@ -208,7 +217,7 @@ def copy_runtime(folder: Path) -> None:
 
 
 @contextmanager
-def _evaluating(model: Exportable) -> Iterator[None]:
+def evaluating(model: Exportable) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards into the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,15 +68,23 @@ class ParityResult:
         )
 
 
-def reference_samples(model: Exportable, inputs: ModelInputs) -> tuple[Sample, ...]:
+def reference_samples(
+    model: Exportable, inputs: ModelInputs, sizes: Sequence[dict[str, int]] | None = None, seed: int = 0
+) -> tuple[Sample, ...]:
     """Run the model as it is, with its own attention implementation, at every size that is to be compared.
+
+    Args:
+        model: as it is to be compared, in evaluation mode.
+        inputs: what it takes.
+        sizes: by default all that are compared.
+        seed: of the inputs.
 
     Raises:
         CheckpointError: if it returns values that are not finite, with which nothing can be compared.
     """
     samples = []
-    for seed, sizes in enumerate(inputs.parity_sizes()):
-        arrays = inputs.sample(sizes, seed=seed)
+    for number, one in enumerate(inputs.parity_sizes() if sizes is None else sizes):
+        arrays = inputs.sample(one, seed=seed + number)
         tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
         expected = forward_outputs(model, inputs, tensors)
         sample = Sample(arrays, {name: tensor.cpu().numpy() for name, tensor in expected.items()})
@@ -103,15 +112,40 @@ def check_parity(
     Raises:
         CheckError: if an output differs by more than the tolerance of the precision (says by how much, and where).
     """
-    session = open_graph(graph)
+    return compare_samples(
+        open_graph(graph), outputs, samples, inputs.parity_sizes(), precision, f"the exported {precision} graph"
+    )
+
+
+def compare_samples(
+    session: Any,
+    outputs: Sequence[TensorSpec],
+    samples: Sequence[Sample],
+    all_sizes: Sequence[dict[str, int]],
+    precision: str,
+    what: str,
+) -> ParityResult:
+    """Run samples on an open graph and compare its outputs with theirs.
+
+    Args:
+        session: of ONNX Runtime.
+        outputs: of the graph.
+        samples: inputs, and what PyTorch returned for them.
+        all_sizes: those of each sample.
+        precision: of the graph.
+        what: runs, for the error.
+
+    Raises:
+        CheckError: if an output differs by more than the tolerance of the precision (says by how much, and where).
+    """
     differences: list[Difference] = []
     cosines = []
-    for sample, sizes in zip(samples, inputs.parity_sizes(), strict=True):
+    for sample, sizes in zip(samples, all_sizes, strict=True):
         try:
             actual = session.run([spec.name for spec in outputs], sample.inputs)
         except Exception as error:  # ONNX Runtime's own exception types share no base class.
             where = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise CheckError(f"ONNX Runtime cannot run the exported graph at {where}: {error}") from None
+            raise CheckError(f"ONNX Runtime cannot run {what} at {where}: {error}") from None
         mask = sample.inputs.get("attention_mask")
         for spec, array in zip(outputs, actual, strict=True):
             differences.append(compare(spec, sample.outputs[spec.name], array, mask, sizes))
@@ -121,8 +155,8 @@ def check_parity(
     tolerance = _tolerance(precision, samples, worst)
     for difference in (worst, *differences):
         if failure := difference.failure(tolerance.max_abs_diff, tolerance.argmax_tie):
-            raise CheckError(f"the exported {precision} graph does not compute what the model computes: {failure}.")
-    return ParityResult(worst.max_abs_diff, tolerance, tuple(inputs.parity_sizes()), found)
+            raise CheckError(f"{what} does not compute what the model computes: {failure}.")
+    return ParityResult(worst.max_abs_diff, tolerance, tuple(all_sizes), found)
 
 
 def _tolerance(precision: str, samples: Sequence[Sample], worst: Difference) -> Tolerance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,13 @@ class FamilySource:
     """The keyword arguments of `export_family`."""
     embedder: EmbedderFolder | None = None
 
+    @property
+    def whole(self) -> Exportable:
+        """The universal model, in the embedder that it is part of."""
+        if self.embedder is None:
+            return self.model
+        return Embedder(self.model, self.embedder.head, max_length=self.embedder.max_length).eval()
+
     def wrap(self, small: PreTrainedModel, subnet: Subnet) -> Exportable:
         """Return what is exported of an extracted subnet: itself, or the embedder that it becomes."""
         if self.embedder is None:
@@ -104,10 +111,10 @@ def read_universal(folder: Path, model: PreTrainedModel, preprocess: Mapping[str
     embedder = read_embedder(folder) if is_embedder(folder) else None
     data_folder = folder if embedder is None else embedder.transformer
     files = [data_folder / name for name in _DATA_FILES if (data_folder / name).is_file()]
-    whole = model if embedder is None else Embedder(model, embedder.head, max_length=embedder.max_length)
     lower_case = embedder is not None and embedder.lower_case
-    described = _describe_preprocessing(whole, files, lower_case, preprocess)
-    return FamilySource(model, {"preprocess": described, "extra_files": files}, embedder)
+    source = FamilySource(model, embedder=embedder)
+    described = _describe_preprocessing(source.whole, files, lower_case, preprocess)
+    return replace(source, details={"preprocess": described, "extra_files": files})
 
 
 def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:

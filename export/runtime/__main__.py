@@ -162,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_argument("--deadline", metavar="TIME", help="the best subnet that takes at most so long, such as 8ms")
     inference.add_argument("--max-new-tokens", type=int, metavar="N", help="decoders: continue the inputs by N tokens")
     inference.add_argument("-o", "--output", type=Path, required=True, help=".npz to write")
-    engines = commands.add_parser("build", parents=[printing, one_bundle], help="build and verify TensorRT engines on this device")
+    engines = commands.add_parser(
+        "build", parents=[printing, one_bundle], help="build and verify TensorRT engines on this device"
+    )
     engines.add_argument("--workspace", metavar="SIZE", help="scratch memory of one kernel: 512MiB (default: no limit)")
     engines.add_argument(
         "--strip", action="store_true", help="take the weights from the bundle when an engine is loaded"

@@ -291,7 +291,7 @@ def test_operators_outside_the_standard_are_refused():
     node = ir.Node("com.microsoft", "BiasGelu", [x])
     model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}), ir_version=10)
     with pytest.raises(CheckError, match=r"uses com\.microsoft::BiasGelu"):
-        graph.check_graph(model, describe_inputs(tiny_vit()), ["logits"])
+        graph.check_graph(model, describe_inputs(tiny_vit()).specs, ["logits"])
 
 
 def test_sample_inputs_are_padded():

@@ -1,0 +1,112 @@
+"""What `elastic export` does with a universal model: several of its subnets in one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from elastic.cli.options import read_subnet_option
+from elastic.cli.output import note, print_json, print_table, progress
+from elastic.errors import ElasticError
+
+
+def family_of(
+    folder: Path,
+    output: Path,
+    subnets: Sequence[str],
+    flops: Sequence[str],
+    candidates: int,
+    measured: bool,
+    as_json: bool,
+) -> None:
+    """Export subnets of a universal model as graphs over one file of weights, and say what came out."""
+    named = {_name(text, number): read_subnet_option(text) for number, text in enumerate(subnets, 1)}
+    if len(named) < len(subnets):
+        raise ElasticError("two subnets have the same name, which is that of their file; rename one.")
+    from elastic.cost import Budget, format_quantity
+    from elastic.export import NamedSubnet, export_family, read_universal
+    from elastic.pipeline import Universal, choose_subnets
+
+    budgets = {f"flops-{text.strip().rstrip('%')}": Budget(flops=text) for text in flops}
+    universal = Universal.open(folder)
+    with progress("Measuring candidates") as on_progress:
+        chosen = choose_subnets(
+            universal, named, budgets, num_candidates=candidates, measured=measured, on_progress=on_progress
+        )
+    preprocess = universal.task.preprocess if measured and universal.record.recipe else None
+    source = read_universal(folder, universal.model, preprocess)
+    members = [
+        NamedSubnet(one.name, one.subnet, one.cost.to_dict(), None if one.quality is None else one.quality.to_dict())
+        for one in chosen
+    ]
+    report = export_family(source.model, members, output, wrap=source.wrap, **source.details)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "max_abs_diff": report.max_abs_diff,
+                "tolerance": report.tolerance,
+                "weight_bytes": report.weight_bytes,
+                "unshared_bytes": report.unshared_bytes,
+                "members": [{"name": m.name, "cost": m.cost, "quality": m.quality} for m in report.manifest.members],
+            }
+        )
+        return
+    print_table(
+        [
+            {
+                "subnet": one.name,
+                "is": one.subnet.describe(),
+                "FLOPs": format_quantity(one.cost.flops),
+                "quality": "-" if one.quality is None else f"{one.quality.metric} {one.quality.value:.4g}",
+                "difference to PyTorch": f"{member.parity.max_abs_diff:.1e}",
+            }
+            for one, member in zip(chosen, report.manifest.members, strict=True)
+        ],
+        title=f"Family in {output}: weights {format_quantity(report.weight_bytes)} bytes, "
+        f"{format_quantity(report.unshared_bytes)} if they were not shared",
+    )
+    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {members[-1].name} ...")
+
+
+def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, as_json: bool) -> None:
+    """Export a universal model as one graph whose subnets are inputs, and say what came out."""
+    from elastic.export import NamedSubnet, export_elastic, read_universal
+    from elastic.pipeline import Universal, choose_subnets
+
+    universal = Universal.open(folder)
+    chosen = choose_subnets(universal, {}, {}, measured=measured)
+    preprocess = universal.task.preprocess if measured and universal.record.recipe else None
+    source = read_universal(folder, universal.model, preprocess)
+    members = [
+        NamedSubnet(one.name, one.subnet, one.cost.to_dict(), None if one.quality is None else one.quality.to_dict())
+        for one in chosen
+    ]
+    report = export_elastic(source.whole, members, output, routed=routed, **source.details)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "max_abs_diff": report.max_abs_diff,
+                "tolerance": report.tolerance,
+                "subnets": {member.name: member.controls for member in report.manifest.members},
+                "left_out": report.left_out,
+            }
+        )
+        return
+    typer.echo(
+        f"Wrote {output}: ONNX and PyTorch differ by {report.max_abs_diff:.1e} at most, over "
+        f"{len(report.manifest.members)} named subnets and {report.num_random} drawn at random."
+    )
+    for member in report.manifest.members:
+        typer.echo(f"  {member.name}: " + "; ".join(f"{name} {values}" for name, values in member.controls.items()))
+    for name, reason in report.left_out.items():
+        note(f"'{name}' is left out: {reason}.")
+    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {members[-1].name} ...")
+
+
+def _name(subnet: str, number: int) -> str:
+    """Return what a subnet is called: as its file, or by its number."""
+    return f"subnet-{number}" if subnet.lstrip().startswith("{") else Path(subnet).stem
