@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnxscript import ir
@@ -26,9 +27,16 @@ RowBlocks = Mapping[bytes, tuple[int, ...]]
 
 
 def row_blocks(family: Family, universal: PreTrainedConfig, model: PreTrainedModel, subnet: Subnet) -> RowBlocks:
-    """Return the projections into elastic widths of ``model``, which is ``subnet`` of a universal model."""
+    """Return the projections into elastic widths of ``model``, which is ``subnet`` of a universal model.
+
+    With them goes the projection to the vocabulary where it is the embedding, whose rows the graph has already.
+    """
     group = family.dims(universal).heads_per_group
-    found = {}
+    found: dict[bytes, tuple[int, ...]] = {}
+    head: Any = model.get_output_embeddings()
+    words: Any = model.get_input_embeddings()
+    if head is not None and head.weight.data_ptr() == words.weight.data_ptr():
+        found[_digest(head.weight.detach().cpu().numpy().T)] = (head.weight.shape[0],)
     for index, layer in zip(subnet.kept_layers, family.find_layers(model)[1], strict=True):
         for blocks_of, units in (
             (family.head_blocks(universal), subnet.heads[index] // group),
@@ -49,13 +57,19 @@ def store_by_rows(weights: RowBlocks) -> Rule:
     def rule(model: ir.Model) -> None:
         graph = model.graph
         for node in list(graph):
-            if node.op_type in ("MatMul", "Gemm") and not node.attributes:
+            if node.op_type == "MatMul" or (node.op_type == "Gemm" and _is_plain(node)):
                 _rewrite(graph, node, weights)
         RemoveUnusedNodesPass()(model)
         CommonSubexpressionEliminationPass()(model)
         graph.sort()  # A shape that several nodes share was put before the one that asked for it first.
 
     return rule
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    """Whether it is ``x @ W + b``, without factors and transposition."""
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    return all(attribute.value == plain.get(name) for name, attribute in gemm.attributes.items())
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, weights: RowBlocks) -> None:

@@ -120,7 +120,7 @@ def test_an_embedder_has_embeddings_of_several_sizes(tmp_path):
     from transformers import BertModel
 
     folder = write_embedder(tmp_path / "embedder")
-    space = SearchSpace(ffn=[0.5, 1.0], layers=[2, 3], embedding_dims=[8, 32])
+    space = SearchSpace(ffn=[0.5, 1.0], layers=[2, 3], embedding_dim=[8, 32])
     model = make_elastic(BertModel.from_pretrained(folder), space)
     source = read_universal(folder, model)
     small = Subnet(ffn=(32, 0, 64), heads=(4, 0, 4), embedding_dim=8)
@@ -252,8 +252,8 @@ def member_changes(position: int, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(members=[]), "of kind 'family', which does not go with no members"),
-        (lambda data: data.update(kind="onnx"), "of kind 'onnx', which does not go with 3 members"),
+        (lambda data: data.update(members=[]), "of kind 'family' and has no members, which do not go together"),
+        (lambda data: data.update(kind="onnx"), "of kind 'onnx' and has 3 members, which do not go together"),
         (lambda data: data.update(weights=None), "names no 'weights'"),
         (lambda data: data.update(weights="other.bin"), "uses the file 'other.bin' without listing it"),
         (lambda data: data["members"].reverse(), "is not that of its first member"),
@@ -279,7 +279,7 @@ def test_manifests_of_families_are_checked(family_copy, change, message):
 
 def test_members_need_names_of_their_own(tmp_path):
     model = make_tiny_elastic(MODELS["bert"]())
-    for name, message in [("xl", "two subnets are called"), ("a/b", "cannot begin the name of a file")]:
+    for name, message in [("xl", "two subnets are called"), ("a/b", "cannot be the name of a subnet's file")]:
         with pytest.raises(CheckpointError, match=message):
             export_family(model, named(model, **{name: HALF}), tmp_path / "out")
     with pytest.raises(CheckpointError, match="at least one subnet"):
