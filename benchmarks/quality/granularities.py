@@ -1,7 +1,9 @@
-r"""Each granularity of the universal model against a model of that size trained alone for as many optimizer steps.
+r"""Each granularity of the universal model against a model of that size trained alone.
 
-Iso-step and iso-data, not iso-FLOP: what the universal training costs, as a share of training all of them, is printed
-and stored. Test data is used once, by this benchmark, after all choices.
+What the universal training costs, in FLOPs as a share of training all of them, is printed and stored. A recipe whose
+steps run all granularities compares step for step; one whose steps run one or two can have more steps for less cost:
+``--alone-steps`` says how many a model alone has (by default as many). Test data is used once, by this benchmark,
+after all choices.
 
     python benchmarks/quality/granularities.py recipes/matformer.yaml \
         -o benchmarks/results/granularities_vit_digits.csv
@@ -43,7 +45,7 @@ from elastic.space import Subnet
 Row = dict[str, Any]
 
 
-def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
+def alone(recipe: Recipe, subnet: Subnet, steps: int) -> Recipe:
     """The recipe of a stock model that has the size of a uniform subnet from the start."""
     data = recipe.model_dump(mode="json")
     family = FAMILIES[recipe.model.family]
@@ -59,16 +61,17 @@ def alone(recipe: Recipe, subnet: Subnet) -> Recipe:
             config[family.kv_heads_field] = subnet.heads[layer] // info.dims.heads_per_group
     data["space"], data["granularities"] = {"ffn": [1.0]}, {"alone": {}}
     data["training"]["sampler"], data["training"]["objective"] = {"name": "joint"}, {"name": "task"}
+    data["training"]["arguments"]["max_steps"] = steps
     return parse_recipe(data, "alone")
 
 
-def training_cost(recipe: Recipe, universal: Universal) -> float:
+def training_cost(recipe: Recipe, universal: Universal, alone_steps: int) -> float:
     """FLOPs of the universal training by those of training every granularity, teachers' passes included."""
     task, costs = universal.task, universal.cost_model
     sampler = make_sampler(recipe, universal.model, task, universal.granularities)
-    steps = range(2000)
-    spent = statistics.mean(sum(costs.cost(subnet).flops for subnet in sampler(step, 0)) for step in steps)
-    return spent / sum(costs.cost(subnet).flops for subnet in universal.granularities.values())
+    steps = range(recipe.training.arguments["max_steps"])
+    spent = sum(costs.cost(subnet).flops for step in steps for subnet in sampler(step, 0))
+    return spent / sum(alone_steps * costs.cost(subnet).flops for subnet in universal.granularities.values())
 
 
 def predictions(model: PreTrainedModel, task: Task, split: str) -> torch.Tensor:
@@ -92,15 +95,15 @@ def mixtures(universal: Universal) -> dict[str, tuple[Subnet, str, str]]:
     return found
 
 
-def compare(recipe: Recipe, split: str, folder: Path) -> list[Row]:
+def compare(recipe: Recipe, alone_steps: int, split: str, folder: Path) -> list[Row]:
     """Train the universal model and every granularity alone, and measure all of them."""
     train(recipe, folder / "universal", progress_bar=False)
     universal = Universal.open(folder / "universal")
     task, costs = universal.task, universal.cost_model
-    share = training_cost(recipe, universal)
+    share = training_cost(recipe, universal, alone_steps)
     rows, predicted = [], {}
     for name, subnet in universal.granularities.items():
-        train(alone(recipe, subnet), folder / name, progress_bar=False)
+        train(alone(recipe, subnet, alone_steps), folder / name, progress_bar=False)
         single = Universal.open(folder / name)
         full = single.elastic.resolved.largest
         cost = costs.cost(subnet)
@@ -111,6 +114,7 @@ def compare(recipe: Recipe, split: str, folder: Path) -> list[Row]:
             "seed": recipe.seed, "kind": "granularity", "granularity": name, "flops": cost.flops,
             "params": cost.params, "split": split, "metric": task.metric.name,
             "universal": universal.measure(subnet, split).value, "alone": single.measure(full, split).value,
+            "steps": recipe.training.arguments["max_steps"], "alone_steps": alone_steps,
             "training_cost": round(share, 3),
         })  # fmt: skip
     largest = max(rows, key=lambda row: row["flops"])["granularity"]
@@ -133,6 +137,7 @@ def compare(recipe: Recipe, split: str, folder: Path) -> list[Row]:
 def main() -> None:
     parser = quality_arguments(__doc__)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--alone-steps", type=int, help="of a model alone; by default those of the recipe")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -140,7 +145,8 @@ def main() -> None:
     for seed in args.seeds:
         recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}"], variant=args.variant)
         with tempfile.TemporaryDirectory() as folder:
-            rows += compare(recipe, args.split, Path(folder))
+            alone_steps = args.alone_steps or recipe.training.arguments["max_steps"]
+            rows += compare(recipe, alone_steps, args.split, Path(folder))
         write_csv(args.output, rows)
         print(*rows, sep="\n", flush=True)
     print(f"The universal training costs {rows[0]['training_cost']:.3f} of training all granularities.")
