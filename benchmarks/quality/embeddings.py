@@ -38,6 +38,7 @@ import pandas
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.util import cos_sim
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -190,7 +191,7 @@ def retrieval(sizes: Sizes) -> list[Row]:
     relevant = judged[judged.relevance > 0].groupby("query_id").doc_id.agg(set).to_dict()
     evaluator = InformationRetrievalEvaluator(
         dict(zip(queries.id, queries.text, strict=True)), dict(zip(corpus.id, corpus.text, strict=True)), relevant,
-        show_progress_bar=False, write_csv=False,
+        show_progress_bar=False, write_csv=False, score_functions={"cosine": cos_sim},
     )  # fmt: skip
     embedders: dict[int, SentenceTransformer] = {}
 
