@@ -108,6 +108,17 @@ def test_every_family_shares_all_weights_of_its_subnets(universal, tmp_path):
             assert all(int(e.value) % ALIGNMENT == 0 for e in tensor.external_data if e.key == "offset")
 
 
+def test_a_vocabulary_that_is_tied_is_stored_once(tmp_path):
+    model = make_tiny_elastic(MODELS["gpt2"]())
+    report = export_family(model, named(model), tmp_path / "out")
+    tensors = onnx.load(tmp_path / "out" / "XL.onnx", load_external_data=False).graph.initializer
+    places = {(entry.value, *t.dims) for t in tensors for entry in t.external_data if entry.key == "offset"}
+    vocabularies = [t for t in tensors if tuple(t.dims) == (60, 32)]
+    assert len(vocabularies) == 2, "one to look words up in, one to multiply with"
+    assert len([place for place in places if place[1:] == (60, 32)]) == 1
+    assert report.unshared_bytes - report.weight_bytes >= 60 * 32 * 4
+
+
 def test_a_hidden_size_of_its_own_is_stored_again(tmp_path):
     model = make_tiny_elastic(MODELS["bert"]())
     narrow = replace(get_elastic(model).resolved.largest, hidden=20)
