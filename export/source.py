@@ -137,9 +137,7 @@ def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
-    lacking = sorted(
-        name for name in loading["missing_keys"] if not name.removeprefix("bert.").startswith(_OPTIONAL_WEIGHTS)
-    )
+    lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_OPTIONAL_WEIGHTS))
     if wrong := [*lacking, *(name for name, *_ in loading["mismatched_keys"])]:
         raise CheckpointError(
             f"the weights in {folder} do not fit its config.json: '{wrong[0]}' is missing or differs."

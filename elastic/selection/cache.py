@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +61,6 @@ class MeasuredCache:
                 others = dict(data["measured"])
         others[self._key] = [{"subnet": s.to_dict(), "quality": q.to_dict()} for s, q in self._found.items()]
         with suppress(OSError):
-            descriptor, name = tempfile.mkstemp(prefix=f".{CACHE_NAME}.", dir=self._path.parent)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump({"format_version": FORMAT_VERSION, "measured": others}, file)
-            Path(name).replace(self._path)
+            beside = self._path.with_name(f".{CACHE_NAME}.{uuid.uuid4().hex}")
+            beside.write_text(json.dumps({"format_version": FORMAT_VERSION, "measured": others}))
+            beside.replace(self._path)
