@@ -149,8 +149,9 @@ def export(
         )
     _write_triton(output, triton, as_json)
     _print_report(report, output, precision, as_json)
-    there = f"on the device: cd {output.name}; python3 -m runtime build"
-    note(f"Next: {there if to == TENSORRT else f'elastic verify {output}; elastic bench {output}'}")
+    if not as_json:
+        there = f"on the device: cd {output.name}; python3 -m runtime build"
+        note(f"Next: {there if to == TENSORRT else f'elastic verify {output}; elastic bench {output}'}")
 
 
 def _write_triton(bundle: Path, repository: Path | None, as_json: bool) -> None:

@@ -108,6 +108,12 @@ class CostModel:
         predicting.latency = LatencyModel.fit(table, self.input_shapes, self._past)
         return predicting
 
+    def without_table(self) -> CostModel:
+        """Return this model without predictions of latency and energy: of any subnet, also where no table tells."""
+        plain = copy.copy(self)
+        plain.latency = None
+        return plain
+
     def _cost(self, subnet: Subnet) -> Cost:
         choices = zip(self._layer_params, subnet.ffn, subnet.heads, strict=True)
         params = self._outside_params + sum(layer.count(ffn, heads) for layer, ffn, heads in choices)

@@ -194,7 +194,7 @@ def _comparison(universal: Universal, chosen: Measured) -> dict[str, dict[str, A
     """Return the largest subnet, and the nearest on the front of what was measured, cheaper and dearer."""
     largest = universal.elastic.resolved.largest
     universal.measure(largest)
-    costs = universal.cost_model
+    costs = universal.cost_model.without_table()
     others = [(s, q) for s, q in universal.measured.items() if s != chosen.subnet]
     front = pareto_front([chosen, *(Measured(s, costs.cost(s), q, "measured") for s, q in others)])
     found = {

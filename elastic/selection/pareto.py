@@ -43,6 +43,7 @@ def pareto_front(points: Sequence[Measured], costs: str | Sequence[str] = "flops
     """
     names = (costs,) if isinstance(costs, str) else tuple(costs)
     for name in names:
+        check_cost(name)
         for point in points:
             check_cost(name, point.cost)
 

@@ -212,9 +212,9 @@ def test_version():
 
 def test_public_names_are_frozen():
     assert library.__all__ == [
-        "Budget", "CostModel", "ElasticError", "ElasticTrainer", "RoutedTrainer", "Routing", "SearchSpace", "Subnet",
-        "active", "add_routers", "extract", "freeze_routers", "load", "make_elastic", "routed", "search",
-        "speculative_generate", "stream_extraction",
+        "Budget", "CostModel", "ElasticError", "ElasticTrainer", "LatencyTable", "RoutedTrainer", "Routing",
+        "SearchSpace", "Subnet", "active", "add_routers", "extract", "freeze_routers", "load", "make_elastic", "routed",
+        "search", "speculative_generate", "stream_extraction",
     ]  # fmt: skip
     assert all(callable(getattr(library, name)) for name in library.__all__)
 

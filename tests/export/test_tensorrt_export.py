@@ -170,4 +170,4 @@ def test_the_commands(tmp_path):
     done = elastic("build", tmp_path / "bundle")
     assert (done.code, done.err.startswith("Error: TensorRT is not installed")) == (2, True)
     done = elastic("export", tmp_path / "model", "--profile", "sequence=16", "-o", tmp_path / "other")
-    assert (done.code, "profiles are for TensorRT, not for onnx" in done.err) == (2, True)
+    assert (done.code, "--profile is for --to tensorrt, not for onnx" in done.err) == (2, True)

@@ -15,7 +15,8 @@ from tests.export.small_bundles import fixed, write_bundle
 
 def edit(folder, **changes):
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in data.items() if name != "seal"}))
 
 
 def read_text(text: str):

@@ -80,7 +80,7 @@ def test_ordering_helps_where_units_differ(method, batches):
 
 @pytest.mark.parametrize("method", NEEDS_DATA)
 def test_padding_changes_no_score(method):
-    model = tiny_bert()
+    model = tiny_bert().double()  # The greedy orders decide between nearly equal neurons, which rounding would swap.
     inputs = sample_inputs(model.config, batch=1, tokens=8)
     padded = {
         "input_ids": torch.cat([inputs["input_ids"], torch.full((1, 4), 7)], dim=1),
