@@ -177,7 +177,9 @@ class _Surgery:
             if key is not None and runs is not None:
                 nodes = Nodes(self.graph)
                 wider = [nodes.new("And", [condition, runs]) for condition in wider]
-                self.graph.insert_before(parts[-1], nodes.made)
+                decided = runs.producer()
+                assert decided is not None
+                self.graph.insert_after(decided, nodes.made)
             end = nest_ffn(self.graph, parts, sublayer.name, self.controls.widths, wider, runs, start, end)
         elif runs is not None:
             otherwise = {end: _identity(start), **self._caches(sublayer)}
