@@ -158,32 +158,33 @@ class _Surgery:
     """Which rows the gates of whole layers let through."""
 
     def open_up(self, sublayer: Sublayer, parts: Sequence[ir.Node]) -> None:
-        """Let the inputs decide whether a sub-layer runs, for which rows, and how wide."""
+        """Let the inputs decide whether a sub-layer runs, for which rows, and how wide.
+
+        No branch lies inside another: ONNX Runtime arranges weights before it runs only for nodes of the graph that
+        holds them, and of its own branches (`SessionState::PrepackConstantInitializedTensors` looks one graph up).
+        """
         start, end = self.streams.get(sublayer.start, sublayer.start), sublayer.end
-        otherwise: dict[ir.Value, Builder] = {}
+        runs = self._switch(sublayer)
         key = None if self.routed is None else self.routed.routers.key_of(sublayer)
-        outer, rows = parts, None
         if self.routed is not None and key is not None:
             known = self.decided.get(key)
             made, rows = self.routed.rows(key, sublayer, start, known, self._attention_on(sublayer.layer))
             self.graph.insert_before(parts[-1], made)
-            replaced, end = self.routed.gate(start, sublayer, parts, rows)
-            order = {node: index for index, node in enumerate(self.graph)}
-            outer = sorted([*replaced, *made], key=order.__getitem__)
-            if key.what == "block" and known is None:
-                self.decided[key] = rows
-                otherwise[rows] = lambda other: other.new("Identity", [other.constant(np.zeros(1, bool))])
-        switch = self._switch(sublayer)
-        if switch is not None:
-            otherwise = {end: lambda other: other.new("Identity", [start]), **otherwise, **self._caches(sublayer)}
-            values = dict(zip(otherwise, run_if(self.graph, switch, outer, otherwise), strict=True))
-            end = values[end]
-            if rows in values and key is not None:
-                self.decided[key] = values[rows]
+            self.decided.setdefault(key, rows)
+            parts, end, runs = self.routed.gate(start, sublayer, parts, rows, runs)
+        if sublayer.axis == "ffn" and self.wider is not None and len(self.controls.widths) > 1:
+            wider = [self.wider(sublayer.layer, block) for block in range(1, len(self.controls.widths))]
+            if key is not None and runs is not None:
+                nodes = Nodes(self.graph)
+                wider = [nodes.new("And", [condition, runs]) for condition in wider]
+                decided = runs.producer()
+                assert decided is not None
+                self.graph.insert_after(decided, nodes.made)
+            end = nest_ffn(self.graph, parts, sublayer.name, self.controls.widths, wider, runs, start, end)
+        elif runs is not None:
+            otherwise = {end: _identity(start), **self._caches(sublayer)}
+            end = run_if(self.graph, runs, parts, otherwise)[0]
         self.streams[sublayer.end] = end
-        if sublayer.axis == "ffn" and self.wider is not None:
-            conditions = [self.wider(sublayer.layer, block) for block in range(1, len(self.controls.widths))]
-            nest_ffn(self.graph, parts, sublayer, self.controls.widths, conditions)
 
     def _attention_on(self, layer: int) -> ir.Value | None:
         if not self.controls.skips_attention:
@@ -203,6 +204,10 @@ class _Surgery:
             if sublayer.axis == "heads" and str(value.name).startswith(f"{PRESENT}.{sublayer.layer}."):
                 found[value] = _lengthened(self.given[str(value.name).replace(PRESENT, PAST, 1)], self.new_tokens)
         return found
+
+
+def _identity(value: ir.Value) -> Builder:
+    return lambda other: other.new("Identity", [value])
 
 
 def _lengthened(past: ir.Value, new_tokens: ir.Value | None) -> Builder:

@@ -16,8 +16,8 @@ from onnxscript import ir
 
 from elastic.errors import CheckpointError
 
-from .branches import Nodes
-from .sublayers import Sublayer
+from .branches import Builder, Nodes, run_if
+from .sublayers import nodes_between
 
 Array = np.ndarray[Any, Any]
 
@@ -87,18 +87,24 @@ class _Neurons:
 def nest_ffn(
     graph: ir.Graph,
     members: Sequence[ir.Node],
-    sublayer: Sublayer,
+    sublayer: str,
     widths: Sequence[int],
-    conditions: Sequence[ir.Value],
-) -> None:
-    """Replace an FFN by nested blocks of neurons.
+    wider: Sequence[ir.Value],
+    runs: ir.Value | None,
+    start: ir.Value,
+    end: ir.Value,
+) -> ir.Value:
+    """Replace an FFN sub-layer by nested blocks of neurons, and return the stream after it.
 
     Args:
         graph: the outermost graph.
-        members: the nodes of the sub-layer, in order, wherever they are.
-        sublayer: whose FFN it is.
+        members: the nodes of the sub-layer, in order.
+        sublayer: its name.
         widths: ascending; the last is the whole.
-        conditions: for each block but the first, whether it runs.
+        wider: for each block but the first, whether it runs; false where the sub-layer does not.
+        runs: whether the sub-layer runs; None if it always does.
+        start: the stream before it.
+        end: the stream after it until now.
 
     Raises:
         CheckpointError: if what lies between the projections is not known to treat neurons one by one.
@@ -108,41 +114,81 @@ def nest_ffn(
     weight, bias = weights_of(out)
     inputs = {node.inputs[0] for node in products[:-1]}
     if len(inputs) != 1 or len(weight) != widths[-1]:
-        raise _unknown(sublayer.name, "another number of projections")
+        raise _unknown(sublayer, "another number of projections")
     (source,) = inputs
     hidden_in = out.inputs[0]
     assert source is not None and hidden_in is not None
     nodes = Nodes(graph)
-    flat = out.op_type == "Gemm"
-    rows = source if products[0].op_type == "Gemm" else nodes.new(
-        "Reshape", [source, nodes.integers(-1, weights_of(products[0])[0].shape[0])]
-    )  # fmt: skip
+    rows = source
+    if products[0].op_type != "Gemm":
+        rows = nodes.new("Reshape", [source, nodes.integers(-1, weights_of(products[0])[0].shape[0])])
 
     def block(nodes: Nodes, index: int, total: ir.Value | None) -> ir.Value:
         first, last = (0, *widths)[index], widths[index]
-        neurons = _Neurons(nodes, sublayer.name, rows, first, last).compute(hidden_in)
-        part = nodes.constant(np.ascontiguousarray(weight[first:last]), f"{sublayer.name}.out.{first}")
+        neurons = _Neurons(nodes, sublayer, rows, first, last).compute(hidden_in)
+        part = nodes.constant(np.ascontiguousarray(weight[first:last]), f"{sublayer}.out.{first}")
         if total is None and bias is None:
             return nodes.new("MatMul", [neurons, part])
-        start = nodes.constant(bias, f"{sublayer.name}.out.bias") if total is None and bias is not None else total
-        return nodes.new("Gemm", [neurons, part, start])
+        before = nodes.constant(bias, f"{sublayer}.out.bias") if total is None and bias is not None else total
+        return nodes.new("Gemm", [neurons, part, before])
 
-    pattern = ir.Value(type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([None, weight.shape[1]]))  # type: ignore[arg-type]
     total = block(nodes, 0, None)
-    for index, condition in enumerate(conditions, 1):
+    for value, width in ((rows, weights_of(products[0])[0].shape[0]), (total, weight.shape[1])):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, width])
+    first = list(nodes.made)
+    for index, condition in enumerate(wider, 1):
         total = nodes.choose(
             condition,
             lambda inner, index=index, total=total: block(inner, index, total),  # type: ignore[misc]
             lambda inner, total=total: inner.new("Identity", [total]),  # type: ignore[misc]
-            pattern,
+            first[-1].outputs[0],
         )
-    if not flat:
-        leading = nodes.new("Shape", [source], start=0, end=2)
+    chosen = nodes.made[len(first) :]
+    if out.op_type != "Gemm":
+        # A norm's output would have to leave its branch; the stream has as many rows.
+        leading = nodes.new("Shape", [start if source.producer() in members else source], start=0, end=2)
         shape = nodes.new("Concat", [leading, nodes.integers(weight.shape[1])], axis=0)
         total = nodes.new("Reshape", [total, shape])
-    assert out.graph is not None
-    out.graph.insert_before(out, nodes.made)
+    graph.insert_before(out, nodes.made)
     ir.convenience.replace_all_uses_with(out.outputs[0], total, replace_graph_outputs=True)
+    kept = _remove_unused(graph, [*members, *nodes.made])
+    if runs is None:
+        return end
+    order = {node: index for index, node in enumerate(graph)}
+    kept = sorted(kept, key=order.__getitem__)
+    behind = set(nodes_between(graph, chosen[-1].outputs[0], end)).intersection(kept)
+    before = [node for node in kept if node not in behind and node not in chosen]
+    run_if(graph, runs, before, {value: _nothing(value) for value in _read_outside(before)})
+    return run_if(
+        graph,
+        runs,
+        [node for node in kept if node in behind],
+        {end: lambda other: other.new("Identity", [start])},
+    )[0]
+
+
+def _remove_unused(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Remove those of the nodes, in order, that nothing reads, and return the others."""
+    kept = []
+    for node in reversed(nodes):
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            kept.append(node)
+        else:
+            graph.remove(node, safe=True)
+    return kept[::-1]
+
+
+def _read_outside(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    outputs = [value for node in nodes for value in node.outputs]
+    return [value for value in outputs if any(use.node not in nodes for use in value.uses())]
+
+
+def _nothing(value: ir.Value) -> Builder:
+    """Return what makes an empty tensor in the place of a value that nothing will read."""
+    assert value.shape is not None and value.dtype is not None
+    shape = [size if isinstance(size, int) else 0 for size in value.shape]
+    zero = ir.tensor(np.zeros(1, value.dtype.numpy()))
+    return lambda other: other.new("ConstantOfShape", [other.integers(*shape)], value=zero)
 
 
 def is_product(node: ir.Node) -> bool:

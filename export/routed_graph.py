@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from elastic.nested import GateKey, Routing, get_elastic
 from elastic.nested.routing import get_routers
 
-from .branches import Nodes, run_if, take_over
+from .branches import Nodes, take_over
 from .runtime.manifest import TensorSpec
 from .sublayers import Sublayer, nodes_between
 
@@ -126,40 +126,38 @@ class RoutedGraph:
         return nodes.made, on
 
     def gate(
-        self, start: ir.Value, sublayer: Sublayer, members: Sequence[ir.Node], on: ir.Value
-    ) -> tuple[list[ir.Node], ir.Value]:
-        """Let a sub-layer compute only the rows that are on, and only if there are any.
+        self, start: ir.Value, sublayer: Sublayer, members: Sequence[ir.Node], on: ir.Value, switch: ir.Value | None
+    ) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+        """Let a sub-layer compute only the rows that are on.
 
         Args:
             start: the stream before it, as it is called now.
             sublayer: as it was traced.
             members: its nodes.
             on: which rows compute, ``(batch,)``.
+            switch: whether the sub-layer runs at all; None if it always does.
 
         Returns:
-            The nodes of the outermost graph that are now in its place, and the stream after it.
+            The nodes that compute those rows and put them back, the stream after it, and whether there are any rows.
         """
         read = start if sublayer.read is sublayer.start else sublayer.read
         before = [] if read is start else nodes_between(self.graph, start, read, self.shared)
         inner = [node for node in members if node not in set(before)]
         last = inner[-1]
-        nodes = Nodes(self.graph)
-        rows = nodes.new("Reshape", [nodes.new("NonZero", [on]), nodes.integers(-1)])
-        any_on = nodes.new("Greater", [nodes.new("Size", [rows]), nodes.scalar(0)])
         taken, put = Nodes(self.graph), Nodes(self.graph)
+        chosen = on if switch is None else taken.new("And", [on, switch])
+        rows = taken.new("Reshape", [taken.new("NonZero", [chosen]), taken.integers(-1)])
+        any_on = taken.new("Greater", [taken.new("Size", [rows]), taken.scalar(0)])
         self._take_rows(taken, inner, start, rows)
-        at = put.new("Unsqueeze", [rows, put.integers(1)])
         end = sublayer.end
-        whole = put.new("ScatterND", [start, at, end])
+        whole = put.new("ScatterND", [start, put.new("Unsqueeze", [rows, put.integers(1)]), end])
         whole.type, whole.shape = end.type, end.shape
-        inside = [*taken.made, *inner, *put.made]
+        inside = [*inner, *put.made]
         take_over(self.graph, end, whole, set(inside))
-        self.graph.insert_before(last, [*nodes.made, *taken.made])
+        self.graph.remove(inner[:-1])
+        self.graph.insert_before(last, [*taken.made, *inner[:-1]])
         self.graph.insert_after(last, put.made)
-        (after,) = run_if(self.graph, any_on, inside, {whole: lambda other: other.new("Identity", [start])})
-        chosen = after.producer()
-        assert chosen is not None
-        return [*before, *nodes.made, chosen], after
+        return inside, whole, any_on
 
     def _take_rows(self, taken: Nodes, inner: Sequence[ir.Node], start: ir.Value, rows: ir.Value) -> None:
         """Let nodes read only some rows of everything that has one for each sequence."""
