@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from elastic.cli.options import read_subnet_option
 from elastic.cli.output import note, print_json, print_table, progress
 from elastic.errors import ElasticError
+
+if TYPE_CHECKING:
+    from elastic.export import Manifest
 
 
 def family_of(
@@ -68,7 +72,7 @@ def family_of(
         title=f"Family in {output}: weights {format_quantity(report.weight_bytes)} bytes, "
         f"{format_quantity(report.unshared_bytes)} if they were not shared",
     )
-    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {members[-1].name} ...")
+    _say_next(output, report.manifest)
 
 
 def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, as_json: bool) -> None:
@@ -104,7 +108,12 @@ def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, a
         typer.echo(f"  {member.name}: " + "; ".join(f"{name} {values}" for name, values in member.controls.items()))
     for name, reason in report.left_out.items():
         note(f"'{name}' is left out: {reason}.")
-    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {members[-1].name} ...")
+    _say_next(output, report.manifest)
+
+
+def _say_next(output: Path, manifest: Manifest) -> None:
+    smallest = manifest.members[-1].name
+    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {smallest} ...")
 
 
 def _name(subnet: str, number: int) -> str:
