@@ -134,6 +134,7 @@ def make_elastic_graph(model: ir.Model, controls: Controls, routers: Routers | N
         if members[sublayer.name]:
             surgery.open_up(sublayer, members[sublayer.name])
     graph.insert_before(graph[0], nodes.made)
+    graph.sort()  # A branch is put in the place of its last node.
     RemoveUnusedNodesPass()(model)
 
 

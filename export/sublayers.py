@@ -89,6 +89,7 @@ def _mark_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
 def take_sublayers(graph: ir.Graph) -> list[Sublayer]:
     """Remove the marks of a graph, and return its sub-layers in the order in which they run."""
     found: dict[str, ir.Value] = {}
+    names = [value.name for value in graph.outputs]
     for node in list(graph):
         if (node.domain, node.op_type) != _MARK:
             continue
@@ -97,6 +98,8 @@ def take_sublayers(graph: ir.Graph) -> list[Sublayer]:
         found[node.attributes["name"].as_string()] = value
         ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
     places = [tuple(name.split(":")) for name in found if name.endswith(":start")]
     order: list[tuple[Axis, str]] = [(axis, layer) for axis, layer, _ in places]  # type: ignore[misc]
     ends = [*(found[f"{axis}:{layer}:start"] for axis, layer in order[1:]), found[_END]]
@@ -134,7 +137,7 @@ def nodes_between(graph: ir.Graph, start: ir.Value, end: ir.Value, shared: Colle
     return [node for node in order if node in follow]
 
 
-def _ancestors(end: ir.Value, start: ir.Value) -> set[ir.Node]:
+def _ancestors(end: ir.Value, start: ir.Value | None = None) -> set[ir.Node]:
     seen: set[ir.Node] = set()
     waiting = [end]
     while waiting:
@@ -160,15 +163,19 @@ def share_shapes(graph: ir.Graph, sublayers: Sequence[Sublayer]) -> set[ir.Node]
     stream = sublayers[0].start
     place, producer = None, stream.producer()
     shared: set[ir.Node] = set()
+    earlier = _ancestors(stream)
     for node in list(graph):
         if node.op_type != "Shape" or (_int(node, "start"), _int(node, "end")) != (0, 2) or producer is None:
             continue
         value = node.inputs[0]
         if value is None or not _same_rows(value, stream):
             continue
-        node.replace_input_with(0, stream)
         rows = [use.node for use in node.outputs[0].uses() if use.node.op_type == "Concat"]
         moved = [node, *(n for n in rows if all(v is node.outputs[0] or _constant(v) is not None for v in n.inputs))]
+        if node in earlier:  # The stream itself is computed with this size.
+            shared.update(moved)
+            continue
+        node.replace_input_with(0, stream)
         graph.remove(moved)
         graph.insert_after(place or producer, moved)
         place = moved[-1]
