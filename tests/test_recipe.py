@@ -32,7 +32,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SCHEMA = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
 
 
-EMBEDDERS = ["matryoshka", "2dmse", "starbucks"]
+EMBEDDERS = ["matryoshka", "2dmse", "starbucks", "universal_embedder"]
 SCRATCH_OF = {"dynabert": "bignas", "llm_drop": "layerskip", "router_tuning": "matformer"}
 """Recipes that continue a trained model, with the recipe that trains one."""
 NEED_DATA = {"distil_minilm_stsb"}
