@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ import numpy as np
 from elastic.errors import CheckpointError, SpaceError
 from elastic.extraction import extract
 from elastic.folder import new_folder
-from elastic.nested import active, get_elastic, is_elastic
+from elastic.nested import active, evaluating, get_elastic, is_elastic
 from elastic.nested import routed as run_routed
 from elastic.space import Subnet
 
@@ -26,13 +25,13 @@ from .family import NamedSubnet
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, output_specs, trace, write_graph
 from .inputs import ModelInputs, describe_inputs
 from .manifest import tool_versions, write_manifest
-from .onnx import RUNTIME_NAME, check_extra_files, check_weights, copy_runtime, evaluating
-from .parity import FP32_TOLERANCE, compare_samples, reference_samples, samples_to_keep
+from .onnx import check_extra_files, check_weights, copy_files
+from .parity import FP32_TOLERANCE, ParityResult, compare_samples, reference_samples, samples_to_keep
 from .precision.options import FP32
 from .routed_graph import ROUTER_THRESHOLDS, Routers
-from .runtime.manifest import ELASTIC, PAST, PRESENT, Manifest, Member, Parity, TensorSpec
+from .runtime.manifest import ELASTIC, PAST, PRESENT, Manifest, Member, TensorSpec
+from .runtime.ort import open_graph
 from .runtime.samples import Sample, write_samples
-from .runtime.session import open_graph
 from .sublayers import marked
 
 NUM_RANDOM = 8
@@ -126,9 +125,7 @@ def export_elastic(
         checker = _Checker(model, inputs, output_specs(graph), controls, routers, open_graph(path))
         members = tuple(member for named in settings for member in checker.members(named, folder))
         drawn = checker.check_random(NUM_RANDOM, seed)
-        copy_runtime(folder / RUNTIME_NAME)
-        for file in extra_files:
-            shutil.copyfile(file, folder / file.name)
+        copy_files(extra_files, folder)
         first = members[0]
         manifest = Manifest(
             kind=ELASTIC,
@@ -221,13 +218,12 @@ class _Checker:
         seen = self._compare(self.values(named.subnet, threshold), samples, sizes, f"the subnet '{named.name}'")
         file = f"{named.name}.samples.npz"
         write_samples(folder / file, samples_to_keep(samples))
-        tolerance = FP32_TOLERANCE
         return Member(
             name=named.name,
             graph=GRAPH_NAME,
             inputs=self.inputs.specs,
             outputs=self.outputs,
-            parity=Parity(FP32, seen, tolerance.max_abs_diff, tolerance.argmax_tie, sizes, file),
+            parity=seen.describe(FP32, file),
             subnet=named.subnet.to_dict(),
             cost=named.cost,
             quality=named.quality,
@@ -272,13 +268,13 @@ class _Checker:
         samples: Sequence[Sample],
         sizes: Sequence[dict[str, int]],
         what: str,
-    ) -> float:
+    ) -> ParityResult:
         specs = (*self.controls.specs, *([self.routers.spec] if self.routers else []))
         given = {spec.name: np.array(values[spec.name], spec.dtype) for spec in specs}
         fed = [Sample({**sample.inputs, **given}, sample.outputs) for sample in samples]
         seen = compare_samples(self.session, self.outputs, fed, sizes, FP32, what)
         self.worst = max(self.worst, seen.max_abs_diff)
-        return seen.max_abs_diff
+        return seen
 
 
 def _lengthen_unused(sample: Sample, inputs: DecoderInputs, subnet: Subnet) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .graph import IR_VERSION, OPSET, check_file, output_specs, trace
 from .inputs import ModelInputs, describe_inputs
 from .layout import row_blocks, store_by_rows
 from .manifest import tool_versions, write_manifest
-from .onnx import RUNTIME_NAME, check_extra_files, check_model, copy_runtime
+from .onnx import check_extra_files, check_model, copy_files
 from .parity import MAX_SAMPLE_BYTES, check_parity, reference_samples, samples_to_keep
 from .precision.options import FP32
 from .runtime.manifest import FAMILY, MEMBER_NAME, Manifest, Member, TensorSpec
@@ -107,9 +106,7 @@ def export_family(
         shared = share_weights([one.graph for one in traced], folder)
         limit = MAX_SAMPLE_BYTES // len(traced)
         entries = [_write(one, folder, limit) for one in traced]
-        copy_runtime(folder / RUNTIME_NAME)
-        for file in extra_files:
-            shutil.copyfile(file, folder / file.name)
+        copy_files(extra_files, folder)
         largest, first = traced[0], entries[0]
         manifest = Manifest(
             kind=FAMILY,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from elastic.errors import CheckpointError
 from elastic.folder import new_folder
+from elastic.nested import evaluating
 
 from .embedder import Embedder, Exportable, body_of
 from .graph import GRAPH_NAME, IR_VERSION, OPSET, WEIGHTS_NAME, output_specs, trace, with_dtypes, write_graph
@@ -121,9 +121,7 @@ def export_onnx(
         if precision != FP32 or target:
             parity = check_parity(path, inputs, outputs, samples, precision)
         write_samples(folder / SAMPLES_NAME, samples_to_keep(samples))
-        copy_runtime(folder / RUNTIME_NAME)
-        for file in extra_files:
-            shutil.copyfile(file, folder / file.name)
+        copy_files(extra_files, folder)
         manifest = Manifest(
             kind=TENSORRT if target else "onnx",
             graph=GRAPH_NAME,
@@ -209,20 +207,11 @@ def check_extra_files(files: Sequence[Path], own: Sequence[str] = OWN_FILES) -> 
         taken.add(file.name)
 
 
-def copy_runtime(folder: Path) -> None:
-    """Copy the runtime into a bundle."""
-    folder.mkdir()
+def copy_files(extra_files: Sequence[Path], bundle_dir: Path) -> None:
+    """Copy the runtime, and the files that come along, into a bundle."""
+    runtime = bundle_dir / RUNTIME_NAME
+    runtime.mkdir()
     for source in sorted((Path(__file__).parent / "runtime").glob("*.py")):
-        shutil.copyfile(source, folder / source.name)
-
-
-@contextmanager
-def evaluating(model: Exportable) -> Iterator[None]:
-    """Put every module into evaluation mode, and afterwards into the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(False)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        shutil.copyfile(source, runtime / source.name)
+    for file in extra_files:
+        shutil.copyfile(file, bundle_dir / file.name)

@@ -18,8 +18,8 @@ from .precision.options import FP16, FP32
 from .precision.similarity import Similarity, row_cosines, similarity
 from .runtime.compare import Difference, compare
 from .runtime.manifest import Parity, TensorSpec
+from .runtime.ort import open_graph
 from .runtime.samples import Sample
-from .runtime.session import open_graph
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ from elastic.data import Task, load_task
 from elastic.export import export_onnx, read_source
 from elastic.export.precision.calibration import CalibrationData, calibration_of_task
 from elastic.export.precision.options import PrecisionOptions
-from elastic.export.runtime.session import Bundle, open_graph
+from elastic.export.runtime.ort import open_graph
+from elastic.export.runtime.session import Bundle
 from elastic.recipe import load_recipe
 
 NOT_FOR_TENSORRT = {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulNBits"}

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import write_csv
 
 from elastic.export import export_onnx, read_source
-from elastic.export.runtime.session import open_graph
+from elastic.export.runtime.ort import open_graph
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 OURS = "elastic"

@@ -13,7 +13,8 @@ from elastic.cli.output import note, print_json, print_table, progress
 from elastic.errors import ElasticError
 
 if TYPE_CHECKING:
-    from elastic.export import Manifest
+    from elastic.export import FamilySource, Manifest, NamedSubnet
+    from elastic.pipeline import Chosen, Universal
 
 
 def family_of(
@@ -30,7 +31,7 @@ def family_of(
     if len(named) < len(subnets):
         raise ElasticError("two subnets have the same name, which is that of their file; rename one.")
     from elastic.cost import Budget, format_quantity
-    from elastic.export import NamedSubnet, export_family, read_universal
+    from elastic.export import export_family
     from elastic.pipeline import Universal, choose_subnets
 
     budgets = {f"flops-{text.strip().rstrip('%')}": Budget(flops=text) for text in flops}
@@ -39,12 +40,7 @@ def family_of(
         chosen = choose_subnets(
             universal, named, budgets, num_candidates=candidates, measured=measured, on_progress=on_progress
         )
-    preprocess = universal.task.preprocess if measured and universal.record.recipe else None
-    source = read_universal(folder, universal.model, preprocess)
-    members = [
-        NamedSubnet(one.name, one.subnet, one.cost.to_dict(), None if one.quality is None else one.quality.to_dict())
-        for one in chosen
-    ]
+    source, members = _prepare(folder, universal, chosen, measured)
     report = export_family(source.model, members, output, wrap=source.wrap, **source.details)
     if as_json:
         print_json(
@@ -77,17 +73,12 @@ def family_of(
 
 def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, as_json: bool) -> None:
     """Export a universal model as one graph whose subnets are inputs, and say what came out."""
-    from elastic.export import NamedSubnet, export_elastic, read_universal
+    from elastic.export import export_elastic
     from elastic.pipeline import Universal, choose_subnets
 
     universal = Universal.open(folder)
     chosen = choose_subnets(universal, {}, {}, measured=measured)
-    preprocess = universal.task.preprocess if measured and universal.record.recipe else None
-    source = read_universal(folder, universal.model, preprocess)
-    members = [
-        NamedSubnet(one.name, one.subnet, one.cost.to_dict(), None if one.quality is None else one.quality.to_dict())
-        for one in chosen
-    ]
+    source, members = _prepare(folder, universal, chosen, measured)
     report = export_elastic(source.whole, members, output, routed=routed, **source.details)
     if as_json:
         print_json(
@@ -109,6 +100,20 @@ def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, a
     for name, reason in report.left_out.items():
         note(f"'{name}' is left out: {reason}.")
     _say_next(output, report.manifest)
+
+
+def _prepare(
+    folder: Path, universal: Universal, chosen: Sequence[Chosen], measured: bool
+) -> tuple[FamilySource, list[NamedSubnet]]:
+    """Return what is exported of a universal model, and what the manifest says of its subnets."""
+    from elastic.export import NamedSubnet, read_universal
+
+    preprocess = universal.task.preprocess if measured and universal.record.recipe else None
+    members = [
+        NamedSubnet(one.name, one.subnet, one.cost.to_dict(), None if one.quality is None else one.quality.to_dict())
+        for one in chosen
+    ]
+    return read_universal(folder, universal.model, preprocess), members
 
 
 def _say_next(output: Path, manifest: Manifest) -> None:

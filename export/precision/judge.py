@@ -14,7 +14,7 @@ from elastic.data import Task, confidence_interval
 from elastic.errors import CheckpointError
 from elastic.export.embedder import OUTPUT_NAME
 from elastic.export.runtime.manifest import TensorSpec
-from elastic.export.runtime.session import open_graph
+from elastic.export.runtime.ort import open_graph
 from elastic.selection import Quality
 
 from .calibration import CalibrationData, Feed, complete

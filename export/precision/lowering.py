@@ -11,7 +11,7 @@ import onnx
 
 from elastic.errors import CheckError
 from elastic.export.runtime.manifest import TensorSpec
-from elastic.export.runtime.session import open_graph
+from elastic.export.runtime.ort import open_graph
 
 from .calibration import Feed, complete
 from .dynamic import to_dynamic

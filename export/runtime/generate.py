@@ -10,7 +10,8 @@ import numpy as np
 from .backend import TENSORRT
 from .errors import BundleError
 from .manifest import PAST, PRESENT, Manifest
-from .session import Bundle, first_line
+from .ort import first_line
+from .session import Bundle
 
 Array = np.ndarray[Any, Any]
 

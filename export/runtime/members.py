@@ -16,8 +16,8 @@ from .backend import Backend, choose_backend
 from .deadline import Latencies
 from .errors import BundleError
 from .generate import with_cache
-from .manifest import Manifest, Member, check_files, read_manifest
-from .session import Bundle, choose_member, weights_of
+from .manifest import Manifest, Member, check_files, read_manifest, weights_of
+from .session import Bundle, choose_member
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +94,7 @@ class Session:
         inputs = with_cache(bundle.manifest, inputs)
         sizes = bundle.sizes(inputs)
         started = time.perf_counter()
-        outputs = bundle.run(inputs)
+        outputs = bundle.compute(inputs)
         milliseconds = 1e3 * (time.perf_counter() - started)
         self.latencies.record(subnet or self.names[0], sizes, milliseconds)
         return outputs

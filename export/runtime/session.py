@@ -11,9 +11,7 @@ import numpy as np
 from .backend import ONNXRUNTIME, choose_backend
 from .errors import BundleError, VerificationError
 from .manifest import MAY_BE_ZERO, Manifest, Member, check_files, read_manifest, weights_of
-from .ort import first_line, open_graph
-
-__all__ = ["Bundle", "choose_member", "first_line", "members_of", "open_graph", "weights_of"]
+from .ort import first_line
 
 Array = np.ndarray[Any, Any]
 
@@ -93,6 +91,14 @@ class Bundle:
         """
         # ONNX Runtime would stretch a mask of another length over the text, and compute something else.
         self.sizes(inputs)
+        return self.compute(inputs)
+
+    def compute(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run the graph on inputs that `sizes` has checked.
+
+        Raises:
+            BundleError: if they cannot be run.
+        """
         names = [spec.name for spec in self.manifest.outputs]
         try:
             return dict(zip(names, self.session.run(names, {**inputs, **self.controls}), strict=True))

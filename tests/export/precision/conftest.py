@@ -12,7 +12,7 @@ from elastic.export.precision.calibration import CalibrationData, complete
 from elastic.export.precision.lowering import Lowering
 from elastic.export.precision.options import PrecisionOptions
 from elastic.export.runtime.manifest import Manifest
-from elastic.export.runtime.session import open_graph
+from elastic.export.runtime.ort import open_graph
 
 
 @dataclass(frozen=True)
