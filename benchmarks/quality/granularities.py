@@ -95,16 +95,21 @@ def mixtures(universal: Universal) -> dict[str, tuple[Subnet, str, str]]:
     return found
 
 
+def trained(recipe: Recipe, folder: Path) -> Universal:
+    """Train by a recipe into a folder, unless it is there from an earlier run."""
+    if not folder.exists():
+        train(recipe, folder, resume=folder.with_name(f"{folder.name}.training").exists(), progress_bar=False)
+    return Universal.open(folder)
+
+
 def compare(recipe: Recipe, alone_steps: int, split: str, folder: Path) -> list[Row]:
     """Train the universal model and every granularity alone, and measure all of them."""
-    train(recipe, folder / "universal", progress_bar=False)
-    universal = Universal.open(folder / "universal")
+    universal = trained(recipe, folder / "universal")
     task, costs = universal.task, universal.cost_model
     share = training_cost(recipe, universal, alone_steps)
     rows, predicted = [], {}
     for name, subnet in universal.granularities.items():
-        train(alone(recipe, subnet, alone_steps), folder / name, progress_bar=False)
-        single = Universal.open(folder / name)
+        single = trained(alone(recipe, subnet, alone_steps), folder / name)
         full = single.elastic.resolved.largest
         cost = costs.cost(subnet)
         assert CostModel.of(single.model, universal.input_shapes).cost(full).flops == cost.flops
@@ -138,15 +143,17 @@ def main() -> None:
     parser = quality_arguments(__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--alone-steps", type=int, help="of a model alone; by default those of the recipe")
+    parser.add_argument("--models", type=Path, help="folder to keep the trained models in; those in it are not trained")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
     rows: list[Row] = []
     for seed in args.seeds:
         recipe = load_recipe(args.recipe, [*args.overrides, f"seed={seed}"], variant=args.variant)
-        with tempfile.TemporaryDirectory() as folder:
-            alone_steps = args.alone_steps or recipe.training.arguments["max_steps"]
-            rows += compare(recipe, alone_steps, args.split, Path(folder))
+        alone_steps = args.alone_steps or recipe.training.arguments["max_steps"]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (args.models or Path(temporary)) / str(seed)
+            rows += compare(recipe, alone_steps, args.split, folder)
         write_csv(args.output, rows)
         print(*rows, sep="\n", flush=True)
     print(f"The universal training costs {rows[0]['training_cost']:.3f} of training all granularities.")

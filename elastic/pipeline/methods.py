@@ -101,7 +101,8 @@ def _sampler(
             return Uniform(preferred_subnets(model, space, cost_model, data, section.num_subnets), seed)
         case _:
             weights = _by_name(section.weights, granularities, "training.sampler.weights")
-            return Uniform(named, seed, [weights.get(subnet, 1.0) for subnet in named] if weights else None)
+            by_weight = [weights.get(subnet, 1.0) for subnet in named] if weights else None
+            return Uniform(named, seed, by_weight, section.mixed, space)
 
 
 def _by_name(weights: Mapping[str, float], granularities: Mapping[str, Subnet], where: str) -> dict[Subnet, float]:

@@ -14,6 +14,9 @@ class UniformSampler(Section):
 
     name: Literal["uniform"]
     weights: dict[str, float] = Field({}, description="How often each granularity is drawn; 1 where nothing is said.")
+    mixed: float = Field(
+        0.0, ge=0, le=1, description="How often it is a random subnet of the space instead: a mix of granularities."
+    )
 
 
 class JointSampler(Section):

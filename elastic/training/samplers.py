@@ -40,20 +40,30 @@ def generator(seed: int, step: int, micro_step: int = 0) -> random.Random:
 class Uniform:
     """One of some subnets a step: MatFormer as published (arXiv 2310.07707, section 3.2).
 
-    With ``weights``, one is drawn as often as its weight says (the same paper's appendix: more of the largest).
+    With ``weights``, one is drawn as often as its weight says (the same paper's appendix: more of the largest). With
+    ``mixed``, the published method trains some of what it cuts afterwards: subnets between the named ones.
     """
 
     subnets: Sequence[Subnet]
     seed: int = 0
     weights: Sequence[float] | None = None
+    mixed: float = 0.0
+    """How often it is a random subnet of the space instead, free in every layer."""
+    space: ResolvedSpace | None = None
+    """Where ``mixed`` draws from."""
 
     def __post_init__(self) -> None:
         _require(self.subnets)
         _check_weights(self.weights, len(self.subnets))
+        if self.mixed and self.space is None:
+            raise SpaceError("mixed subnets need the space that they are drawn from.")
 
     def __call__(self, step: int, micro_step: int) -> Sequence[Subnet]:
         """Return one subnet, the same for all micro-steps of a step."""
         rng = generator(self.seed, step)
+        # Without mixing nothing more is drawn, so older runs stay as they were.
+        if self.mixed and self.space is not None and rng.random() < self.mixed:
+            return [self.space.sample(rng)]
         return rng.choices(self.subnets, self.weights) if self.weights else [rng.choice(self.subnets)]
 
 

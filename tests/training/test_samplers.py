@@ -39,6 +39,7 @@ def test_the_same_step_gives_the_same_subnets(step, seed):
     for make in (
         lambda: Uniform(GRANULARITIES, seed),
         lambda: Uniform(GRANULARITIES, seed, weights=[1, 2, 3]),
+        lambda: Uniform(GRANULARITIES, seed, mixed=0.5, space=SPACE),
         lambda: Sandwich(SPACE, 2, seed),
         lambda: Joint(GRANULARITIES),
         lambda: Strata(GRANULARITIES, 2, seed),
@@ -73,6 +74,12 @@ def test_sandwich_returns_both_ends_and_random_ones_between():
 def test_no_subnets_is_refused():
     with pytest.raises(SpaceError, match="at least one subnet"):
         Uniform([])
+
+
+def test_uniform_mixes_as_often_as_asked() -> None:
+    sampler = Uniform(GRANULARITIES, seed=1, mixed=0.25, space=SPACE)
+    mixed = sum(sampler(step, 0)[0] not in GRANULARITIES for step in range(4000))
+    assert 0.2 < mixed / 4000 < 0.27
 
 
 def test_weights_say_how_often_each_is_drawn():
@@ -162,6 +169,7 @@ def test_weights_of_losses():
 
 def test_bad_weights_and_rates_are_refused():
     for make in (
+        lambda: Uniform(GRANULARITIES, mixed=0.5),
         lambda: Uniform(GRANULARITIES, weights=[1.0]),
         lambda: Buckets(SPACE, flops, num_buckets=2, weights=[0.0, 0.0]),
         lambda: LayerDrop(SPACE, 1.0),
