@@ -11,7 +11,8 @@ after all choices.
         --set data.path=$ELASTIC_DATA/cifar10 -o benchmarks/results/granularities_vit_cifar10.csv
 
 Rows of kind "mix" are subnets between two granularities, by MatFormer's rule (the first layers at the smaller width),
-with what the straight line between the two would give at their FLOPs. Agreement is how often the largest predicts the
+with what the straight line between the two would give at their FLOPs; those of kind "search" are what `elastic search`
+finds on validation data within the same FLOPs. Agreement is how often the largest predicts the
 same; of models trained alone, the largest trained alone.
 """
 
@@ -32,7 +33,7 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import quality_arguments, write_csv
 
-from elastic.cost import CostModel
+from elastic.cost import Budget, CostModel
 from elastic.data import Task, load_task
 from elastic.families import FAMILIES
 from elastic.nested import active, evaluating, get_elastic
@@ -40,6 +41,7 @@ from elastic.pipeline import Universal, train
 from elastic.pipeline.methods import make_sampler
 from elastic.pipeline.models import build_model
 from elastic.recipe import Recipe, load_recipe, parse_recipe
+from elastic.selection import search
 from elastic.space import Subnet
 
 Row = dict[str, Any]
@@ -128,12 +130,17 @@ def compare(recipe: Recipe, alone_steps: int, split: str, folder: Path) -> list[
             agree = predicted[row["granularity"]][index] == predicted[largest][index]
             row[f"agreement_{kind}"] = round(100 * float(agree.float().mean()), 2)
     values = {row["granularity"]: row for row in rows}
-    for name, (subnet, low, high) in mixtures(universal).items():
+    between = [("mix", name, *mixture) for name, mixture in mixtures(universal).items()]
+    for _, name, rule, low, high in tuple(between):
+        budget = Budget(flops=costs.cost(rule).flops)
+        found = search(universal.model, budget, universal.measure, cost_model=costs)
+        between.append(("search", name, found.best.subnet, low, high))
+    for kind, name, subnet, low, high in between:
         cost = costs.cost(subnet)
         ends = values[low], values[high]
         place = (cost.flops - ends[0]["flops"]) / (ends[1]["flops"] - ends[0]["flops"])
         line = ends[0]["universal"] + place * (ends[1]["universal"] - ends[0]["universal"])
-        rows.append({**ends[0], "kind": "mix", "granularity": name, "flops": cost.flops, "params": cost.params,
+        rows.append({**ends[0], "kind": kind, "granularity": name, "flops": cost.flops, "params": cost.params,
                      "universal": universal.measure(subnet, split).value, "alone": line, "agreement_universal": "",
                      "agreement_alone": ""})  # fmt: skip
     return rows
@@ -157,11 +164,13 @@ def main() -> None:
         write_csv(args.output, rows)
         print(*rows, sep="\n", flush=True)
     print(f"The universal training costs {rows[0]['training_cost']:.3f} of training all granularities.")
-    for name in dict.fromkeys(row["granularity"] for row in rows):
-        same = [row for row in rows if row["granularity"] == name]
+    for kind, name in dict.fromkeys((row["kind"], row["granularity"]) for row in rows):
+        same = [row for row in rows if (row["kind"], row["granularity"]) == (kind, name)]
         ours, theirs = (statistics.mean(row[column] for row in same) for column in ("universal", "alone"))
-        what = "line" if same[0]["kind"] == "mix" else "alone"
-        print(f"{name}: universal {ours:.3f}, {what} {theirs:.3f}, gap {ours - theirs:+.3f}, ratio {ours / theirs:.4f}")
+        what = "alone" if kind == "granularity" else "line"
+        print(
+            f"{kind} {name}: universal {ours:.3f}, {what} {theirs:.3f}, gap {ours - theirs:+.3f}, ratio {ours / theirs:.4f}"
+        )
 
 
 if __name__ == "__main__":
