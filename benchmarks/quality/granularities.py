@@ -168,9 +168,8 @@ def main() -> None:
         same = [row for row in rows if (row["kind"], row["granularity"]) == (kind, name)]
         ours, theirs = (statistics.mean(row[column] for row in same) for column in ("universal", "alone"))
         what = "alone" if kind == "granularity" else "line"
-        print(
-            f"{kind} {name}: universal {ours:.3f}, {what} {theirs:.3f}, gap {ours - theirs:+.3f}, ratio {ours / theirs:.4f}"
-        )
+        gap, ratio = ours - theirs, ours / theirs
+        print(f"{kind} {name}: universal {ours:.3f}, {what} {theirs:.3f}, gap {gap:+.3f}, ratio {ratio:.4f}")
 
 
 if __name__ == "__main__":
