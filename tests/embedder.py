@@ -39,7 +39,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 def write_embedder(folder: Path, *, layers: int = 3, hidden: int = 32) -> Path:
     """Write a random BERT with mean pooling and normalisation."""
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS, "[MASK]"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -47,7 +47,7 @@ def write_embedder(folder: Path, *, layers: int = 3, hidden: int = 32) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, mask_token="[MASK]", **names)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BertModel(

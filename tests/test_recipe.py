@@ -16,6 +16,7 @@ from elastic.errors import RecipeError
 from elastic.nested import get_elastic
 from elastic.pipeline.methods import (
     frozen_teacher,
+    make_auto_encoding,
     make_embedding_loss,
     make_objective,
     make_sampler,
@@ -32,7 +33,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SCHEMA = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
 
 
-EMBEDDERS = ["matryoshka", "2dmse", "starbucks", "universal_embedder"]
+EMBEDDERS = ["matryoshka", "2dmse", "starbucks", "starbucks_smae", "universal_embedder"]
 SCRATCH_OF = {"dynabert": "bignas", "llm_drop": "layerskip", "router_tuning": "matformer"}
 """Recipes that continue a trained model, with the recipe that trains one."""
 NEED_DATA = {"distil_minilm_stsb"}
@@ -57,6 +58,7 @@ def test_every_recipe_fits_its_data_and_model(path, tmp_path):
     granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     assert resolved.largest in granularities.values()
     make_objective(recipe, has_teacher=frozen_teacher(recipe, model) is not None)
+    make_auto_encoding(recipe, task)
     make_embedding_loss(recipe)
     make_weights(recipe, granularities)
     sampler = make_sampler(recipe, model, task, granularities)

@@ -90,7 +90,7 @@ def _texts(path: str) -> list[str]:
                 f"{', '.join(data.column_names)})."
             )
         return [text for column in columns for text in data[column] if text]
-    return load_rows(path, "")
+    return load_rows(path, ("",))
 
 
 def _by_length(examples: list[Any]) -> list[Any]:

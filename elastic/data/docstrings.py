@@ -15,10 +15,10 @@ MIN_WORDS = 4
 
 
 def docstrings_task(section: DocstringData, model_name: str) -> Task:
-    """Return pairs of a function, as its name and parameters say it, and the first sentence of a docstring.
+    """Return pairs of a function, as its name and parameters say it, and the first sentence of a docstring; or texts.
 
     Every function makes two pairs: with its own docstring (score 1), and with another one of the same file (score 0).
-    Whole files are held out (see `elastic.data.stdlib`).
+    Whole files are held out (see `elastic.data.stdlib`). Without labels, both are trained on one by one.
     """
     pairs: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
     rng = random.Random(section.seed)
@@ -30,6 +30,9 @@ def docstrings_task(section: DocstringData, model_name: str) -> Task:
             other = rng.choice([text for _, text in found if text != sentence])
             pairs[split] += [(function, sentence, 1.0), (function, other, 0.0)]
     rng.shuffle(pairs["train"])
+    if not section.labelled:
+        texts = list(dict.fromkeys(text for first, second, _ in pairs.pop("train") for text in (first, second)))
+        return pairs_task(pairs, model_name, section.max_length, sentences=texts[: section.max_train])
     pairs["train"] = pairs["train"][: section.max_train]
     return pairs_task(pairs, model_name, section.max_length)
 

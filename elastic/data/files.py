@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,11 @@ def load_splits(path: str) -> DatasetDict:
         raise RecipeError(f"'{path}' is neither a folder nor a dataset that the Hub gives: {error}") from None
 
 
-def load_rows(path: str, column: str) -> list[str]:
-    """Load the texts of a column from a parquet file, or the lines of a text file.
+def load_rows(path: str, columns: Sequence[str]) -> list[str]:
+    """Load the texts of those columns that a parquet file has, or the lines of a text file.
 
     Raises:
-        RecipeError: if the file is missing, or has no such column.
+        RecipeError: if the file is missing, or has none of the columns.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -58,6 +59,7 @@ def load_rows(path: str, column: str) -> list[str]:
     from datasets import load_dataset
 
     data = load_dataset("parquet", data_files=str(file), split="train")
-    if column not in data.column_names:
-        raise RecipeError(f"{file} has no column '{column}'; it has {', '.join(data.column_names)}.")
-    return list(data[column])
+    found = [column for column in columns if column in data.column_names]
+    if not found:
+        raise RecipeError(f"{file} has no column '{columns[0]}'; it has {', '.join(data.column_names)}.")
+    return [text for column in found for text in data[column]]

@@ -96,8 +96,7 @@ def _sentences(section: SentencePairData, raw: Mapping[str, Any]) -> list[str]:
                 for text in raw[split][column]}  # fmt: skip
     texts = {text for column in section.sentence_columns if "train" in raw for text in raw["train"][column]}
     for path in section.unlabelled:
-        for column in section.sentence_columns:
-            texts.update(load_rows(path, column))
+        texts.update(load_rows(path, section.unlabelled_columns or section.sentence_columns))
     return sorted(text for text in texts - held_out if text.strip())[: section.max_train]
 
 

@@ -26,6 +26,7 @@ from elastic.recipe.training import (
 )
 from elastic.space import ResolvedSpace, SearchSpace, Subnet
 from elastic.training import (
+    AutoEncoding,
     Buckets,
     Distillation,
     EmbeddingLoss,
@@ -135,23 +136,12 @@ def make_objective(recipe: Recipe, *, has_teacher: bool) -> Objective:
     section = recipe.training.objective
     if section.label_loss is not None and not getattr(recipe.data, "labelled", False):
         raise RecipeError("training.objective.label_loss is for labelled sentence pairs; set data.labelled: true.")
-    if section.name == "similarity":
-        if recipe.task != "sentence-similarity" or not (has_teacher or section.label_loss):
-            raise RecipeError(
-                "the objective 'similarity' is for embedders, with teacher: original, or with a label_loss."
-            )
-        return SimilarityDistillation(
-            section.temperature or 0.05, section.embedding_weight, section.hidden_weight, section.task_weight
-        )
-    if recipe.task == "sentence-similarity" and section.label_loss is None:
-        raise RecipeError(
-            "embedders learn with the objective 'similarity' and teacher: original, or from labelled pairs with a "
-            "label_loss."
-        )
+    if recipe.task == "sentence-similarity":
+        return _of_embedders(recipe, has_teacher)
+    if section.name in ("similarity", "smae"):
+        raise RecipeError(f"the objective '{section.name}' is for embedders, task: sentence-similarity.")
     if section.name == "task":
         return TaskLoss()
-    if recipe.task == "sentence-similarity":
-        raise RecipeError("embedders have no logits to distil; use the objective 'similarity'.")
     if section.task_weight > 1:
         raise RecipeError(f"training.objective.task_weight is {section.task_weight:g}; a share lies in 0 to 1.")
     if not has_teacher and recipe.training.sampler.name in ("uniform", "random", "buckets", "preferred"):
@@ -160,6 +150,58 @@ def make_objective(recipe: Recipe, *, has_teacher: bool) -> Objective:
             "teacher: original."
         )
     return Distillation(section.temperature or 1.0, section.task_weight, section.hidden_weight)
+
+
+def _of_embedders(recipe: Recipe, has_teacher: bool) -> Objective:
+    section = recipe.training.objective
+    match section.name:
+        case "smae":
+            if has_teacher or section.label_loss or getattr(recipe.data, "labelled", False):
+                raise RecipeError(
+                    "the objective 'smae' learns from text alone; set data.labelled: false, without label_loss or "
+                    "teacher."
+                )
+            return TaskLoss()
+        case "similarity":
+            if not has_teacher and section.label_loss is None:
+                raise RecipeError(
+                    "the objective 'similarity' is for embedders, with teacher: original, or with a label_loss."
+                )
+            return SimilarityDistillation(
+                section.temperature or 0.05, section.embedding_weight, section.hidden_weight, section.task_weight
+            )
+        case "task" if section.label_loss is not None:
+            return TaskLoss()
+        case "distillation" if section.label_loss is not None:
+            raise RecipeError("embedders have no logits to distil; use the objective 'similarity'.")
+        case _:
+            raise RecipeError(
+                "embedders learn with the objective 'similarity' and teacher: original, or from labelled pairs with a "
+                "label_loss, or with 'smae' from text."
+            )
+
+
+def make_auto_encoding(recipe: Recipe, task: Task) -> AutoEncoding | None:
+    """Return how an embedder is pre-trained as a masked auto-encoder, if that is the recipe's objective.
+
+    Raises:
+        RecipeError: if nothing can be masked, or the decoder would see more than the encoder.
+    """
+    section, tokenizer = recipe.training.objective, task.tokenizer
+    if section.name != "smae":
+        return None
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise RecipeError(f"the tokenizer of '{recipe.model.pretrained}' has no mask token, which 'smae' needs.")
+    if recipe.routers is not None:
+        raise RecipeError("the objective 'smae' trains no routers; leave them to a recipe that follows.")
+    return AutoEncoding(
+        tokenizer.mask_token_id,
+        tuple(token for token in tokenizer.all_special_ids if token != tokenizer.mask_token_id),
+        section.mask_rate,
+        section.decoder_mask_rate,
+        section.decoder_layers,
+        section.tied,
+    )
 
 
 def make_embedding_loss(recipe: Recipe) -> EmbeddingLoss | None:

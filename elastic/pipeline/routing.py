@@ -18,7 +18,15 @@ from elastic.pipeline.quality import quality_of
 from elastic.recipe import Recipe
 from elastic.selection import Quality
 from elastic.space import Subnet
-from elastic.training import Capacity, ElasticTrainer, RoutedTrainer, RouterTraining, gate_report
+from elastic.training import (
+    AutoEncoding,
+    AutoEncodingTrainer,
+    Capacity,
+    ElasticTrainer,
+    RoutedTrainer,
+    RouterTraining,
+    gate_report,
+)
 
 if TYPE_CHECKING:
     from elastic.pipeline.universal import Universal
@@ -27,7 +35,9 @@ NUM_CALIBRATION = 512
 """Training examples over which thresholds are found and routers frozen."""
 
 
-def trainer_class(recipe: Recipe, model: PreTrainedModel) -> Callable[..., ElasticTrainer | RoutedTrainer]:
+def trainer_class(
+    recipe: Recipe, model: PreTrainedModel, auto_encoding: AutoEncoding | None = None
+) -> Callable[..., ElasticTrainer | RoutedTrainer | AutoEncodingTrainer]:
     """Return what makes the trainer of a recipe; if it has routers, the model gets them.
 
     Routers of a universal model that is trained on are kept if they are of the same sub-layers.
@@ -37,6 +47,8 @@ def trainer_class(recipe: Recipe, model: PreTrainedModel) -> Callable[..., Elast
         SpaceError: if a layer that is to have a router does not exist.
     """
     section = recipe.routers
+    if auto_encoding is not None:
+        return functools.partial(AutoEncodingTrainer, auto_encoding=auto_encoding)
     if section is None:
         return ElasticTrainer
     layers = default_layers(get_elastic(model).dims.num_layers) if section.layers is None else section.layers

@@ -37,6 +37,7 @@ from elastic.nested import get_elastic
 from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import (
     frozen_teacher,
+    make_auto_encoding,
     make_embedding_loss,
     make_objective,
     make_sampler,
@@ -76,7 +77,7 @@ def train(
     task = load_task(recipe)
     model = build_model(recipe, task)
     teacher = frozen_teacher(recipe, model)
-    make_trainer = trainer_class(recipe, model)
+    make_trainer = trainer_class(recipe, model, make_auto_encoding(recipe, task))
     granularities = resolve_granularities(recipe.granularities, get_elastic(model))
     sampler = make_sampler(recipe, model, task, granularities)
     objective = make_objective(recipe, has_teacher=teacher is not None)

@@ -28,14 +28,14 @@ class StdlibData(Section):
 
 
 class DocstringData(Section):
-    """Functions of Python's standard library and their docstrings, as labelled pairs for models that embed.
+    """Functions of Python's standard library and their docstrings, for models that embed.
 
     Every function comes with its own docstring's first sentence (score 1) and with another one of its file (score 0).
     """
 
     source: Literal["docstrings"]
-    labelled: Literal[True] = True
-    max_train: int | None = Field(None, ge=1, description="Use only so many training pairs.")
+    labelled: bool = Field(True, description="Train on the pairs with their scores, or else on single texts.")
+    max_train: int | None = Field(None, ge=1, description="Use only so many training pairs, or texts.")
     max_length: int | None = Field(None, ge=8, description="Longest input in tokens; by default the embedder's own.")
     seed: int = Field(0, description="Seed of which other docstring a function is paired with.")
 
@@ -81,7 +81,10 @@ class SentencePairData(Section):
     sentence_columns: tuple[str, str] = ("sentence1", "sentence2")
     score_column: str = "score"
     labelled: bool = Field(False, description="Train on the pairs with their scores, not on single sentences.")
-    unlabelled: tuple[str, ...] = Field((), description="More sentences: parquet files with these columns, or text.")
+    unlabelled: tuple[str, ...] = Field((), description="More sentences: parquet files, or lines of text.")
+    unlabelled_columns: tuple[str, ...] = Field(
+        (), description="Where sentences are in those parquet files; by default in the columns of the pairs."
+    )
     max_train: int | None = Field(None, ge=1, description="Use only so many training sentences.")
     max_length: int | None = Field(None, ge=8, description="Longest input in tokens; by default the embedder's own.")
 

@@ -117,10 +117,11 @@ class StageSection(Section):
 class ObjectiveSection(Section):
     """What each subnet of a step learns from."""
 
-    name: Literal["task", "distillation", "similarity"] = Field(
+    name: Literal["task", "distillation", "similarity", "smae"] = Field(
         "task",
         description="task: the labels. distillation: a teacher's logits. similarity: for embedders, which examples "
-        "of a batch the teacher finds alike.",
+        "of a batch the teacher finds alike. smae: for embedders, before anything else: masked text is restored from "
+        "tokens, and by a small decoder from embeddings.",
     )
     teacher: Literal["largest", "original", "same-width"] = Field(
         "largest",
@@ -139,6 +140,10 @@ class ObjectiveSection(Section):
         "CoSENTLoss.",
     )
     embedding_weight: float = Field(1.0, ge=0, description="similarity: weight of the distance of embeddings.")
+    mask_rate: float = Field(0.2, gt=0, lt=1, description="smae: share of the tokens that the encoder does not see.")
+    decoder_mask_rate: float = Field(0.4, gt=0, lt=1, description="smae: share that the decoder does not see.")
+    decoder_layers: int = Field(1, ge=1, description="smae: layers of the decoder; it is thrown away afterwards.")
+    tied: bool = Field(True, description="smae: tokens are read out by the model's own word embeddings, not by a copy.")
     weights: dict[str, float] = Field({}, description="How much the loss of each granularity counts; 1 by default.")
     exit_weights: float | None = Field(
         None, gt=0, description="Instead: weights that grow with an exit's depth, with this scale (LayerSkip)."

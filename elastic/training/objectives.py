@@ -19,6 +19,8 @@ class Returned:
     """``(batch, classes)`` or ``(batch, tokens, vocabulary)``."""
     embeddings: torch.Tensor | None = None
     """``(batch, width)``: one vector an example, for models that embed."""
+    tokens: torch.Tensor | None = None
+    """``(batch, tokens, hidden)``: what models without a head return."""
     hidden_states: tuple[torch.Tensor, ...] | None = None
     """``(batch, tokens, hidden)`` before each layer of the universal model, and after the last."""
     mask: torch.Tensor | None = None
@@ -29,8 +31,9 @@ class Returned:
     def detach(self) -> Returned:
         """Return the same without gradients."""
         states = None if self.hidden_states is None else tuple(state.detach() for state in self.hidden_states)
-        logits, embeddings = (None if x is None else x.detach() for x in (self.logits, self.embeddings))
-        return Returned(logits, embeddings, states, self.mask, self.kept_layers)
+        returned = (self.logits, self.embeddings, self.tokens)
+        logits, embeddings, tokens = (None if x is None else x.detach() for x in returned)
+        return Returned(logits, embeddings, tokens, states, self.mask, self.kept_layers)
 
 
 class Objective(Protocol):

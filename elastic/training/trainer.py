@@ -119,7 +119,8 @@ class ElasticMixin(_Base):
                 return super().training_step(model, inputs, *args, **kwargs)
             finally:
                 self._step = None
-        subnets = self.sampler(*self._next_micro_step())
+        micro_step = self._next_micro_step()
+        subnets, inputs = self.sampler(*micro_step), self._batch(inputs, *micro_step)
         self._step = _Step(sum(self._weight(subnet) for subnet in subnets))
         try:
             losses = []
@@ -131,6 +132,10 @@ class ElasticMixin(_Base):
             self._step = None
             model.train()
         return torch.stack(losses).sum()
+
+    def _batch(self, inputs: dict[str, Any], step: int, micro_step: int) -> dict[str, Any]:
+        """Return what all passes of a step see of its batch."""
+        return inputs
 
     def _passes(self, subnets: Sequence[Subnet]) -> list[SharedPass]:
         return shared_passes(subnets)
@@ -170,15 +175,27 @@ class ElasticMixin(_Base):
             task_loss, student = whole[0], self._returned(whole[1], inputs, subnet)
             if _exit(subnet) != _exit(widest):
                 task_loss, student = self._leave_early(subnet, whole[1]["hidden_states"], inputs, num_items_in_batch)
-            if self._embedding_loss is not None and student.embeddings is not None:
-                task_loss = self._embedding_loss(student.embeddings, inputs["labels"])
-            elif task_loss is not None:
-                task_loss = task_loss * steps
+            task_loss = self._task_loss(task_loss, student, inputs, steps)
             losses.append(self._weight(subnet) * self.objective(task_loss, student, step.teacher) / steps)
             if step.teacher is None:
                 step.teacher = student.detach()
         loss = torch.stack(losses).sum() / step.total_weight
         return (loss, whole[1]) if return_outputs else loss
+
+    def _task_loss(
+        self, of_head: torch.Tensor | None, student: Returned, inputs: Mapping[str, Any], steps: int
+    ) -> torch.Tensor | None:
+        """Return what the labels say of a subnet, as a mean over the batch; None without labels.
+
+        Args:
+            of_head: the loss of the model's own head, if there is one.
+            student: what the subnet returned.
+            inputs: the batch.
+            steps: by how much the head has divided its loss too often for a mean.
+        """
+        if self._embedding_loss is not None and student.embeddings is not None:
+            return self._embedding_loss(student.embeddings, inputs["labels"])
+        return None if of_head is None else of_head * steps
 
     def _steps_left_to_divide(self, num_items_in_batch: torch.Tensor | int | None) -> int:
         """Return by how many accumulation steps a loss that is a mean must be divided here.
@@ -225,6 +242,7 @@ class ElasticMixin(_Base):
         return Returned(
             logits=outputs.get("logits"),
             embeddings=embeddings,
+            tokens=outputs.get("last_hidden_state"),
             hidden_states=self._by_universal_layer(outputs.get("hidden_states"), subnet),
             mask=inputs.get("attention_mask"),
             kept_layers=() if subnet is None else subnet.kept_layers,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 import elastic as library
@@ -122,3 +124,39 @@ def test_texts_are_made_lower_case_where_the_embedder_says_so(recipe, tmp_path):
     first, second = (pairs_task({"train": [(text, "a cat", 1.0)], "validation": [(text, "a cat", 1.0)]}, str(folder), 8)
                      for text in ("THE Old CAT", "the old cat"))  # fmt: skip
     assert first.datasets["train"][0]["first"]["input_ids"] == second.datasets["train"][0]["first"]["input_ids"]
+
+
+def test_auto_encoding_comes_before_similarity(recipe, tmp_path):
+    smae = ["--set", "data.labelled=false", "--set", "training.objective={name: smae}"]
+    first = elastic("train", recipe, *smae, "-o", tmp_path / "carrying")
+    assert first.code == 0, first.err
+    weights = load_file(tmp_path / "carrying" / "model.safetensors")
+    stock = load_file(Path(yaml.safe_load(recipe.read_text())["model"]["pretrained"]) / "model.safetensors")
+    assert set(weights) == set(stock)
+    assert any(not np.array_equal(weights[name], stock[name]) for name in stock)
+    assert SentenceTransformer(str(tmp_path / "carrying"), device="cpu").encode(TEXTS).shape == (2, 32)
+    small = {"ffn": [64, 64, 0], "heads": [4, 4, 0], "embedding_dim": 16}
+    cut = elastic("extract", tmp_path / "carrying", "--subnet", json.dumps(small), "-o", tmp_path / "small")
+    assert cut.code == 0, cut.err
+    embeddings = SentenceTransformer(str(tmp_path / "small"), device="cpu").encode(TEXTS)
+    assert embeddings.shape == (2, 16) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    then = elastic("train", recipe, "--set", f"model.pretrained={tmp_path / 'carrying'}", "-o", tmp_path / "universal")
+    assert then.code == 0, then.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.objective={name: smae}"], "learns from text alone"),
+        (["data.labelled=false", "training.objective={name: smae, teacher: original}"], "learns from text alone"),
+        (["data.labelled=false", "training.objective={name: smae, mask_rate: 0.6}"], "must see less"),
+        (
+            ["data.labelled=false", "training.objective={name: smae}", "routers={what: mlp, capacity: 0.5}"],
+            "trains no routers",
+        ),
+    ],
+)
+def test_auto_encoding_that_makes_no_sense(recipe, tmp_path, changes, message):
+    result = elastic("train", recipe, *(word for change in changes for word in ("--set", change)), "-o", tmp_path / "x")
+    assert result.code == 2 and message in result.err
+    assert not list(tmp_path.iterdir())
