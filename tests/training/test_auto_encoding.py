@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies
@@ -180,3 +185,37 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path):
     made.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, stopped.state_dict()[name], atol=1e-6), name
+
+
+RANK = """
+import sys
+import torch
+from transformers import TrainerCallback
+from tests.training.test_auto_encoding import trainer, universal
+
+class Last(TrainerCallback):
+    def on_step_end(self, args, state, control, model, **kwargs):
+        parts = model, model.elastic_auto_encoder
+        sums = [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
+        torch.save(sums, f"{sys.argv[1]}/{args.process_index}-{state.global_step}")
+
+made = trainer(sys.argv[1], universal(), [(1, 8), (3, 32)], per_device_train_batch_size=8, ddp_backend="gloo")
+made.add_callback(Last())
+made.train()
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_model_and_decoder(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(tmp_path / "rank.py"), str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    first = torch.load(tmp_path / "0-1")
+    for step in (1, 2, 3):
+        assert torch.load(tmp_path / f"0-{step}") == pytest.approx(torch.load(tmp_path / f"1-{step}"), rel=1e-12)
+    assert torch.load(tmp_path / "0-3")[1] != first[1]
