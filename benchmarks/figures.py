@@ -25,6 +25,12 @@ DPI, TEXT, SMALL = 144, 9.5, 8.5
 FLOPS = EngFormatter(sep="")
 INK, PALE = "#3A3F44", "#D9DCDF"
 
+DATA = {
+    "vit_digits": "a ViT on scikit-learn's digits", "vit_cifar10": "a ViT on CIFAR-10",
+    "gpt2_tinyshakespeare": "GPT-2 of 4 layers on tinyshakespeare", "minilm": "MiniLM on the STS benchmark",
+    "decoder": "a character decoder of 8 layers",
+}  # fmt: skip
+
 Row = Mapping[str, str]
 Points = Mapping[float, Sequence[float]]
 """Where on x, and what each seed has there."""
@@ -173,6 +179,11 @@ def flops_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FLOPS)
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def data_text(name: str) -> str:
+    """Return what a file was measured on, from the end of its name."""
+    return DATA.get(name, name.replace("_", " "))
 
 
 def quality_text(metric: str) -> str:

@@ -54,6 +54,23 @@ def universal():
     ]  # fmt: skip
 
 
+def joint():
+    """Rows as benchmarks/quality/joint_precision.py writes them; float32 does not reach the first latency."""
+    return [
+        {"budget_ms": budget, "search": name, "precision": "int8", "test": "" if (name, budget) == ("fp32", 0.1) else 90}
+        for budget in (0.1, 0.2, 0.4) for name in ("fp32", "int8", "joint")
+    ]  # fmt: skip
+
+
+def decoders():
+    """Rows as benchmarks/quality/decoder_precision.py writes them."""
+    return [
+        {"model": model, "precision": name, "weight_bytes": 10**6, "step_ratio": 1.1, "split": split, "cached": 48,
+         "loss_more": loss if split else ""}
+        for model, split in (("a", "validation"), ("a", "test"), ("b", "")) for name, loss in (("fp32", 0), ("int8", 0.1))
+    ]  # fmt: skip
+
+
 JOBS = sorted(path.name for path in RESULTS.glob("*.csv"))
 
 
@@ -71,7 +88,14 @@ def test_every_csv_of_a_plot_is_drawn(plot, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("search_vit_digits", searched()), ("universal_vit_digits", universal())], ids=lambda v: v
+    ("name", "rows"),
+    [
+        ("search_vit_digits", searched()),
+        ("universal_vit_digits", universal()),
+        ("joint_precision_vit_digits", joint()),
+        ("decoder_precision", decoders()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "rows",
 )
 def test_results_that_are_still_to_come_are_drawn(plot, tmp_path, name, rows):
     write(tmp_path / f"{name}.csv", rows)
