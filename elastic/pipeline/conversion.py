@@ -373,7 +373,7 @@ def _one_shot(
 ) -> tuple[list[Measured], dict[Subnet, float]]:
     if recipe is None or task is None:
         return [], {}
-    costs, resolved = CostModel(plan.model_class, plan.config, plan.input_shapes), get_elastic(model).resolved
+    costs, resolved = CostModel.of(model, plan.input_shapes), get_elastic(model).resolved
     named = {subnet: name for name, subnet in resolve_granularities(recipe.granularities, get_elastic(model)).items()}
     subnets = list(dict.fromkeys([*one_shot_subnets(resolved), *named]))
     points, corrected = [], {}

@@ -33,7 +33,7 @@ from elastic.cost import CostModel
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
 from elastic.folder import check_output, new_folder
-from elastic.nested import get_elastic
+from elastic.nested import GateKey, get_elastic
 from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import (
     frozen_teacher,
@@ -43,10 +43,11 @@ from elastic.pipeline.methods import (
     make_weights,
 )
 from elastic.pipeline.models import build_model, resolve_granularities
-from elastic.pipeline.routing import trainer_class
+from elastic.pipeline.routing import expected_flops, trainer_class
 from elastic.recipe import Recipe
 from elastic.selection import Measured, Quality
 from elastic.space import Subnet
+from elastic.training import RoutedTrainer
 
 RECIPE_NAME = "recipe.json"
 _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
@@ -131,7 +132,8 @@ def train(
                 "versions": versions(),
             },
         )
-        points = _measured(task, model, granularities, metrics)
+        usage = trainer.usage if isinstance(trainer, RoutedTrainer) else {}
+        points = _measured(task, model, granularities, metrics, usage)
         with new_folder(output) as folder:
             save_checkpoint(model, record, folder)
             if recipe.model.pretrained is not None:
@@ -200,9 +202,16 @@ def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, fl
 
 
 def _measured(
-    task: Task, model: PreTrainedModel, granularities: Mapping[str, Subnet], metrics: Mapping[str, float]
+    task: Task,
+    model: PreTrainedModel,
+    granularities: Mapping[str, Subnet],
+    metrics: Mapping[str, float],
+    usage: Mapping[Subnet, Mapping[GateKey, float]],
 ) -> list[Measured]:
-    """Return the granularities and the largest subnet with the quality that the Trainer found."""
+    """Return the granularities and the largest subnet with the quality that the Trainer found.
+
+    Where routers ran (``usage``), the cost is what they let compute: the mean over the examples.
+    """
     costs, metric = CostModel.of(model, task.input_shapes), task.metric
     count = len(task.datasets["validation"])
     points = {}
@@ -210,7 +219,11 @@ def _measured(
         value = metrics.get(f"eval_{name}_{metric.name}" if name else f"eval_{metric.name}")
         if value is not None and subnet not in points:
             quality = Quality(metric.name, value, metric.higher_is_better, "validation", count)
-            points[subnet] = Measured(subnet, costs.cost(subnet), quality, "granularity", name)
+            cost = costs.cost(subnet)
+            if gates := usage.get(subnet):
+                cost = dataclasses.replace(cost, flops=expected_flops(costs, subnet, gates))
+                name = f"{name or subnet.describe()}, routed ({sum(gates.values()) / len(gates):.0%} of gates on)"
+            points[subnet] = Measured(subnet, cost, quality, "granularity", name)
     return sorted(points.values(), key=lambda point: -point.cost.flops)
 
 

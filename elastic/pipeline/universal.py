@@ -84,7 +84,7 @@ class Universal:
         if self.phase is None:
             costs = CostModel.of(self.model, self.input_shapes)
         else:
-            costs = DecoderCostModel(type(self.model), self.model.config, self.phase)
+            costs = DecoderCostModel(type(self.model), self.model.config, self.phase, dtype=self.model.dtype)
         return costs if self.table is None else costs.with_table(self.table)
 
     @functools.cached_property

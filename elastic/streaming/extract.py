@@ -140,6 +140,7 @@ def stream_extraction(
             universal_dims=extraction.family.dims(extraction.model.config),
             cost=cost.to_dict(),
             verification=verification,
+            ordering=extraction.record.ordering,
             recipe=extraction.record.recipe,
             source={"name": folder.resolve().name, **extraction.record.files},
         )
