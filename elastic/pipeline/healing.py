@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from transformers import (
 from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.data import Task, load_task, measure
 from elastic.data.embedder import embed, load_embedder
-from elastic.errors import CheckpointError, RecipeError
+from elastic.errors import CheckpointError, ElasticError, RecipeError
 from elastic.families import get_family
 from elastic.folder import check_output, new_folder
 from elastic.ordering import permute_hidden
@@ -108,11 +109,14 @@ def heal(
         callbacks: of the Trainer.
 
     Raises:
+        ElasticError: if several processes were started.
         CheckpointError: if ``folder`` is not an extracted model.
         RecipeError: if there is no teacher, or the recipe does not fit.
         OutputExistsError: if ``output`` exists.
     """
     check_output(output)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ElasticError("healing is short, and runs in one process; start it without a launcher of several.")
     record = read_record(folder)
     if record.kind != "extracted" or record.subnet is None:
         raise CheckpointError(f"{folder} is a universal model; train it on with `elastic train`.")
@@ -190,8 +194,9 @@ def _with_distillation(recipe: Recipe) -> Recipe:
 def _load_teacher(name: str, recipe: Recipe, task: Task, record: CheckpointRecord) -> PreTrainedModel:
     of_elastic = (Path(name) / RECORD_NAME).is_file()
     teacher = load(name) if of_elastic else load_pretrained(AUTO_CLASSES[recipe.task], name, {}, task, new_head=False)
-    dims, universal = get_family(teacher.config).dims(teacher.config), record.universal_dims
-    alike = universal is None or (dims.num_layers, dims.hidden) == (universal.num_layers, universal.hidden)
+    dims = get_family(teacher.config).dims(teacher.config)
+    universal = record.universal_dims or dims
+    alike = (dims.num_layers, dims.hidden) == (universal.num_layers, universal.hidden)
     if recipe.training.objective.hidden_weight and not alike:
         raise RecipeError(
             "training.objective.hidden_weight compares hidden states, and those of the teacher "

@@ -19,7 +19,6 @@ from elastic.data import (
     Task,
     calibration_of,
     cut_embedder,
-    fingerprint,
     load_task,
     measure,
     measure_items,
@@ -31,7 +30,7 @@ from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
 from elastic.pipeline.card import write_card
 from elastic.pipeline.models import resolve_granularities
-from elastic.pipeline.quality import quality_of
+from elastic.pipeline.quality import measured_cache, quality_of
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
 from elastic.selection.pareto import pareto_front
@@ -109,14 +108,7 @@ class Universal:
     @functools.cached_property
     def measured(self) -> MeasuredCache:
         """What has been measured of these weights on this validation data."""
-        return MeasuredCache(
-            self.folder,
-            {
-                "weights": self.record.files,
-                "data": fingerprint(self.task, "validation"),
-                "metric": self.task.metric.name,
-            },
-        )
+        return measured_cache(self.folder, self.record.files, self.task)
 
     def measure(self, subnet: Subnet, split: str = "validation") -> Quality:
         """Measure a subnet on held-out data, or remember what was measured before on validation data."""

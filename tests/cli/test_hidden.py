@@ -73,6 +73,9 @@ def test_cut_and_healed_by_the_original(converted, recipe, tmp_path):
     subnet.write_text(json.dumps({"ffn": [64] * 3, "heads": [2] * 3, "hidden": 16}))
     cut = elastic("extract", converted[0], "--subnet", subnet, "-o", tmp_path / "small")
     assert cut.code == 0, cut.err
+    streamed = elastic("extract", converted[0], "--subnet", subnet, "--stream", "-o", tmp_path / "streamed")
+    assert streamed.code == 0, streamed.err
+    assert read_record(tmp_path / "streamed").ordering == read_record(converted[0]).ordering
     stock = SentenceTransformer(str(tmp_path / "small"), device="cpu")
     assert stock.encode(SENTENCES).shape == (3, 16)
     assert stock.get_embedding_dimension() == 16
@@ -91,7 +94,9 @@ def test_healing_a_narrow_stream_and_a_short_embedding(embedder, recipe, tmp_pat
     data["space"] = {**SPACE, "embedding_dim": [8, 32]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
     universal, small = tmp_path / "universal", tmp_path / "small"
-    converted = elastic("convert", embedder, "--recipe", tmp_path / "recipe.yaml", "--order", "magnitude", "-o", universal)
+    converted = elastic(
+        "convert", embedder, "--recipe", tmp_path / "recipe.yaml", "--order", "magnitude", "-o", universal
+    )
     assert converted.code == 0, converted.err
     subnet = json.dumps({"ffn": [64] * 3, "heads": [2] * 3, "hidden": 16, "embedding_dim": 8})
     assert elastic("extract", universal, "--subnet", subnet, "-o", small).code == 0
