@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -31,13 +32,23 @@ def reported(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except ElasticError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            raise _failed(str(error), error.exit_code) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # A full disk, a file where a folder should be, a name that is too long: nothing that a command foresees.
+            where = f"{error.filename}: " if error.filename else ""
+            raise _failed(f"{where}{error.strerror or error}.") from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]
+
+
+def _failed(message: str, exit_code: int = 2) -> typer.Exit:
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    return typer.Exit(exit_code)
 
 
 def _quiet_libraries() -> None:
@@ -51,8 +62,16 @@ def _quiet_libraries() -> None:
 
 
 def print_json(data: Any) -> None:
-    """Print JSON on standard output."""
-    typer.echo(json.dumps(data, indent=2))
+    """Print JSON on standard output; what is not a finite number is null."""
+    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_report(report: Any, as_json: bool) -> None:

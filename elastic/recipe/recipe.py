@@ -57,7 +57,7 @@ class Recipe(Section):
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="Named changes, such as other data: keys with their sections (a.b) to values."
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, variant: str | None = None) -> Recipe:
