@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,18 +181,39 @@ def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True)
         RecipeError: if one is unknown (suggests the right one), is not the recipe's to set, or has a bad value.
     """
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    given = recipe.training.arguments
-    for key in given:
+    given, kinds = recipe.training.arguments, typing.get_type_hints(TrainingArguments)
+    for key, value in given.items():
         if key not in known:
             raise RecipeError(f"unknown key 'training.arguments.{key}'{did_you_mean(key, known)}")
         if key in _OURS:
             raise RecipeError(f"training.arguments.{key} is set by Elastic; leave it out (the recipe has a 'seed').")
+        _check_number(key, value, kinds[key])
     defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar,
                 "remove_unused_columns": False}  # fmt: skip
     try:
         return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training.arguments: {error}") from None
+
+
+_SMALLEST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0, "max_grad_norm": 0,
+}  # fmt: skip
+
+
+def _check_number(key: str, value: Any, kind: Any) -> None:
+    """Check what the Trainer would only find out, in other words, after the data and the model have been loaded."""
+    if float in (kinds := typing.get_args(kind) or (kind,)):
+        kinds = (*kinds, int)
+    elif int not in kinds:
+        return
+    wanted = "a number" if float in kinds else "a whole number"
+    if not isinstance(value, kinds) and not (isinstance(value, float) and value.is_integer()):
+        raise RecipeError(f"training.arguments.{key} is {value!r}, and must be {wanted}.")
+    smallest = _SMALLEST.get(key)
+    if value is not None and smallest is not None and not value >= smallest:
+        raise RecipeError(f"training.arguments.{key} is {value}, and must be {wanted} of at least {smallest}.")
 
 
 def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, float]] | None:

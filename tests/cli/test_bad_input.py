@@ -42,6 +42,13 @@ def change(path, **values):
         ("training.arguments.learning_rat=1", ["'training.arguments.learning_rat'", "did you mean 'learning_rate'?"]),
         ("training.arguments.output_dir=x", ["training.arguments.output_dir is set by Elastic"]),
         ("training.arguments.lr_scheduler_type=x", ["training.arguments"]),
+        ("training.arguments.learning_rate=abc", ["learning_rate is 'abc', and must be a number."]),
+        ("training.arguments.learning_rate=.nan", ["learning_rate is nan, and must be a number of at least 0."]),
+        ("training.arguments.max_steps=2.5", ["max_steps is 2.5, and must be a whole number."]),
+        (
+            "training.arguments.per_device_train_batch_size=0",
+            ["is 0, and must be a whole number of at least 1."],
+        ),
         ("training.objective.name=distillation", None),
         ("model.family=t5", ["model.family is 't5'", "audio-spectrogram-transformer, bert"]),
         ("model.family=null", ["needs either 'family' or 'pretrained'"]),
