@@ -20,6 +20,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
 import elastic
 from elastic.checkpoint import (
@@ -191,9 +192,11 @@ def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True)
     defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar,
                 "remove_unused_columns": False}  # fmt: skip
     try:
-        return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
-    except (TypeError, ValueError) as error:
+        arguments = TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (ImportError, TypeError, ValueError) as error:
         raise RecipeError(f"training.arguments: {error}") from None
+    return arguments
 
 
 _SMALLEST = {

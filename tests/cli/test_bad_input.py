@@ -44,6 +44,8 @@ def change(path, **values):
         ("training.arguments.lr_scheduler_type=x", ["training.arguments"]),
         ("training.arguments.learning_rate=abc", ["learning_rate is 'abc', and must be a number."]),
         ("training.arguments.learning_rate=.nan", ["learning_rate is nan, and must be a number of at least 0."]),
+        ("training.arguments.report_to=nothing", ["training.arguments: nothing is not supported"]),
+        ("granularities={'': {}}", ["'granularities", "at least 1 character"]),
         ("training.arguments.max_steps=2.5", ["max_steps is 2.5, and must be a whole number."]),
         (
             "training.arguments.per_device_train_batch_size=0",
