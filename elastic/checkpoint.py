@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +71,12 @@ class CheckpointRecord(BaseModel):
     """Extracted: name and weight hashes of the universal model."""
 
 
-def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> None:
-    """Write the model and its record into an existing, empty folder (see `elastic.folder.new_folder`)."""
+def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Path) -> CheckpointRecord:
+    """Write the model and its record into an existing, empty folder (see `elastic.folder.new_folder`).
+
+    Returns:
+        The record as written, with the files and their hashes.
+    """
     model.save_pretrained(folder)
     routing = get_elastic(model).routing if record.kind == "universal" else None
     if routing is not None:
@@ -79,6 +85,7 @@ def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Pa
     weights = sorted(folder.glob("*.safetensors"))
     record = record.model_copy(update={"files": {path.name: sha256(path) for path in weights}})
     (folder / RECORD_NAME).write_text(record.model_dump_json(indent=2, exclude_defaults=False) + "\n")
+    return record
 
 
 def read_record(folder: Path) -> CheckpointRecord:
@@ -93,7 +100,7 @@ def read_record(folder: Path) -> CheckpointRecord:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {RECORD_NAME}, so it is not an Elastic checkpoint.")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(), object_hook=_with_nan)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     version = data.get("format_version") if isinstance(data, dict) else None
@@ -109,10 +116,30 @@ def read_record(folder: Path) -> CheckpointRecord:
         raise CheckpointError(f"{path} is not a record of Elastic: {where}: {first['msg']}.") from None
 
 
+def _with_nan(data: dict[str, Any]) -> dict[str, Any]:
+    """Give a quality that is no number its value back: JSON has null in its place."""
+    return {**data, "value": math.nan} if "metric" in data and data.get("value", 0) is None else data
+
+
 def described_drop_order(elastic: Elastic) -> dict[str, list[int]] | None:
     """Return the drop order of a model as its record holds it."""
     order = elastic.resolved.drop_order
     return None if order is None else order.to_dict()
+
+
+OPTIONAL_WEIGHTS = ("pooler.",)
+"""What models without a head may lack: embedders do not use it."""
+
+
+def unfit_weights(loading: Mapping[str, Any], head: tuple[str, ...] = ()) -> list[str]:
+    """Return the weights that a stock checkpoint lacks, or has in another size than its configuration says.
+
+    Args:
+        loading: what ``from_pretrained`` said of it (``output_loading_info=True``).
+        head: prefixes of what may be new.
+    """
+    missing = [name for name in loading["missing_keys"] if not name.startswith((*head, *OPTIONAL_WEIGHTS))]
+    return sorted([*missing, *(name for name, *_ in loading["mismatched_keys"] if not name.startswith(head))])
 
 
 _COMPANIONS = (

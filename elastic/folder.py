@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from elastic.errors import OutputExistsError
+from elastic.errors import OutputError, OutputExistsError
 
 
 @contextmanager
@@ -41,15 +41,21 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path) -> None:
-    """Check that nothing is at ``path``.
+    """Check that nothing is at ``path``, and that something can be.
 
     Raises:
         OutputExistsError: if something is, be it a link that leads nowhere.
+        OutputError: if its folder is none, or cannot be written to.
     """
     if os.path.lexists(path):
         raise OutputExistsError(
             f"{path} exists already, and nothing is overwritten; choose another output or remove it."
         )
+    parent = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())  # noqa: PTH100
+    if not parent.is_dir():
+        raise OutputError(f"{path} cannot be written: {parent} is not a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {parent} is read-only.")
 
 
 def sha256(path: Path) -> str:

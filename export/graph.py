@@ -118,6 +118,18 @@ def write_graph(graph: ir.Model, folder: Path) -> Path:
     return path
 
 
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Save a graph with its weights inside, or beside it in one file if they are too large; then they leave ``model``.
+
+    What was at ``path`` is replaced, and must have been loaded with its weights.
+    """
+    data = path.with_name(f"{path.name}.data")
+    for old in (path, data):
+        old.unlink(missing_ok=True)
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) >= SINGLE_FILE_LIMIT
+    onnx.save(model, path, save_as_external_data=large, location=data.name if large else None)
+
+
 def check_file(path: Path) -> None:
     """Check the file of a graph.
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from elastic.checkpoint import RECORD_NAME, load, model_class_of, read_record
+from elastic.checkpoint import RECORD_NAME, load, model_class_of, read_record, unfit_weights
 from elastic.data.embedder import EmbedderFolder, is_embedder, read_embedder
 from elastic.errors import CheckpointError
 from elastic.space import Subnet
@@ -21,8 +21,6 @@ from .inputs import DenseInputs, describe_inputs
 
 TOKENIZER_NAME = "tokenizer.json"
 _DATA_FILES = (TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
-_OPTIONAL_WEIGHTS = ("pooler.",)
-"""What a stock checkpoint may lack: embedders do not use it."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +135,9 @@ def _load_stock(folder: Path, auto_class: Any = None) -> PreTrainedModel:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
-    lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_OPTIONAL_WEIGHTS))
-    if wrong := [*lacking, *(name for name, *_ in loading["mismatched_keys"])]:
+    if unfit := unfit_weights(loading):
         raise CheckpointError(
-            f"the weights in {folder} do not fit its config.json: '{wrong[0]}' is missing or differs."
+            f"the weights in {folder} do not fit its config.json: '{unfit[0]}' is missing or of another size."
         )
     return model.eval()  # type: ignore[no-any-return]
 

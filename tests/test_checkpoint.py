@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 
-from elastic.checkpoint import CheckpointRecord, load, save_checkpoint
+from elastic.checkpoint import CheckpointRecord, load, read_record, save_checkpoint
 from elastic.errors import CheckpointError, OutputExistsError
 from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.folder import new_folder
@@ -30,6 +31,19 @@ def save_extracted(universal, subnet, folder):
     )
     with new_folder(folder) as target:
         save_checkpoint(extract(universal, subnet), record, target)
+
+
+def test_a_quality_that_is_no_number_comes_back(tmp_path):
+    """Of embeddings that are all alike, there is no rank correlation; JSON has no NaN."""
+    quality = {"metric": "spearman", "value": math.nan, "split": "test", "num_examples": 3}
+    record = CheckpointRecord(
+        kind="extracted", family="bert", elastic_version="0", input_shapes={}, quality=quality,
+        healing={"before": quality},
+    )  # fmt: skip
+    (tmp_path / "elastic.json").write_text(record.model_dump_json())
+    json.loads((tmp_path / "elastic.json").read_text(), parse_constant=pytest.fail)
+    found = read_record(tmp_path)
+    assert math.isnan(found.quality["value"]) and math.isnan(found.healing["before"]["value"])
 
 
 @settings(max_examples=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -55,4 +56,8 @@ app.command("eval")(evaluate)
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # Before the command began: reading its options takes a moment.
+        typer.echo("Interrupted.", err=True)
+        sys.exit(130)

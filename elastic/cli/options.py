@@ -156,7 +156,14 @@ def read_subnet_option(text: str) -> Subnet:
     path = Path(text)
     if not path.is_file():
         raise SpaceError(f"there is no subnet file {text}.")
-    return read_subnet(path.read_text())
+    return read_subnet(_read_text(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SpaceError(f"{path} is not UTF-8 text.") from None
 
 
 def read_method(option: str, given: str | None, known: Sequence[str]) -> Any:
@@ -197,7 +204,7 @@ def read_space_option(text: str) -> SearchSpace:
     if not text.lstrip().startswith("{"):
         if not path.is_file():
             raise SpaceError(f"there is no space file {text}; write the space itself as '{{ffn: [0.5, 1.0]}}'.")
-        text = path.read_text()
+        text = _read_text(path)
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -219,7 +226,7 @@ def read_input_shape(text: str | None, recorded: Mapping[str, Sequence[int]]) ->
         return None
     name, expected = next(iter(recorded.items()))
     parts = text.lower().split("x")
-    if not all(part.isdigit() and int(part) for part in parts) or len(parts) != len(expected):
+    if not all(part.isdecimal() and int(part) for part in parts) or len(parts) != len(expected):
         shape = "x".join(map(str, expected))
         raise BudgetError(
             f"'{text}' is not an input shape of this model; write {len(expected)} numbers such as {shape}."

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,16 +31,47 @@ def reported(command: Command) -> Command:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         _quiet_libraries()
-        try:
-            return command(*args, **kwargs)
-        except ElasticError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(130) from None
+        with _noting_interrupts() as interrupts:
+            try:
+                return command(*args, **kwargs)
+            except (Exception, KeyboardInterrupt) as error:
+                if interrupts or isinstance(error, KeyboardInterrupt):
+                    typer.echo("Interrupted.", err=True)
+                    raise typer.Exit(130) from None
+                if isinstance(error, ElasticError):
+                    raise _failed(str(error), error.exit_code) from None
+                if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                    # A full disk, a name that is too long: nothing that a command foresees.
+                    where = f"{error.filename}: " if error.filename else ""
+                    raise _failed(f"{where}{error.strerror or error}.") from None
+                raise
 
     return run  # type: ignore[return-value]
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yield a list that has an entry after Ctrl-C: libraries in other languages make other errors of it."""
+    interrupts: list[int] = []
+
+    def note_and_raise(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note_and_raise)
+    try:
+        yield interrupts
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _failed(message: str, exit_code: int = 2) -> typer.Exit:
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    return typer.Exit(exit_code)
 
 
 def _quiet_libraries() -> None:
@@ -51,8 +85,16 @@ def _quiet_libraries() -> None:
 
 
 def print_json(data: Any) -> None:
-    """Print JSON on standard output."""
-    typer.echo(json.dumps(data, indent=2))
+    """Print JSON on standard output; what is not a finite number is null."""
+    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_report(report: Any, as_json: bool) -> None:

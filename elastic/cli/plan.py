@@ -99,7 +99,8 @@ def _read(model: str) -> tuple[PreTrainedConfig, SearchSpace | None, dict[str, t
     try:
         config = AutoConfig.from_pretrained(str(path) if looks_like_path else model)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the configuration of '{model}' cannot be read: {error}") from None
+        where = "" if path.exists() else ", which is nothing that is here,"
+        raise CheckpointError(f"the configuration of '{model}'{where} cannot be read: {error}") from None
     record_path = path / "elastic.json"
     if path.is_dir() and record_path.is_file():
         from elastic.checkpoint import read_record

@@ -13,7 +13,7 @@ from elastic.errors import BudgetError
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1,
           "kb": 10**3, "mb": 10**6, "gb": 10**9}  # fmt: skip
 _MAX_DIGITS = 24
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*([a-z]*|%)\s*", re.IGNORECASE)
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d{1,4})?|\.\d+)\s*([a-z]*|%)\s*", re.IGNORECASE)
 
 
 def parse_quantity(text: str | int | float, of: int) -> int:

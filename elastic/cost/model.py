@@ -59,13 +59,17 @@ class CostModel:
         input_shapes: InputShapes,
         *,
         hidden: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Trace an architecture, with its residual stream cut to ``hidden`` dimensions if given."""
+        """Trace an architecture, with its residual stream cut to ``hidden`` dimensions if given.
+
+        Memory is that of parameters and activations of ``dtype``; by default of the configuration's.
+        """
         self._hidden = hidden
         self.input_shapes = {name: tuple(shape) for name, shape in input_shapes.items()}
         self._model_class, self._config = model_class, copy.deepcopy(config)
         self._family = get_family(config)
-        dtype = getattr(config, "dtype", None) or torch.float32
+        dtype = dtype or getattr(config, "dtype", None) or torch.float32
         # Saving a model leaves the name of the type in its configuration.
         self._dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         num_layers = self._family.dims(config).num_layers
@@ -84,8 +88,8 @@ class CostModel:
 
     @classmethod
     def of(cls, model: PreTrainedModel, input_shapes: InputShapes) -> CostModel:
-        """Return the cost model of a model's architecture; the model itself is not used."""
-        return cls(type(model), model.config, input_shapes)
+        """Return the cost model of a model's architecture and data type; its weights are not used."""
+        return cls(type(model), model.config, input_shapes, dtype=model.dtype)
 
     def cost(self, subnet: Subnet) -> Cost:
         """Return the cost of one forward pass of ``subnet``.
@@ -127,7 +131,7 @@ class CostModel:
 
     def _narrowed(self, hidden: int | None) -> CostModel:
         """Return the cost model of the same architecture at another hidden size."""
-        return CostModel(self._model_class, self._config, self.input_shapes, hidden=hidden)
+        return CostModel(self._model_class, self._config, self.input_shapes, hidden=hidden, dtype=self._dtype)
 
     # FLOPs
 

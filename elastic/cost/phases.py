@@ -64,8 +64,11 @@ class DecoderCostModel(CostModel):
         phase: Phase,
         *,
         hidden: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Trace an architecture, with its residual stream cut to ``hidden`` dimensions if given.
+
+        Memory is that of parameters, cache and activations of ``dtype``; by default of the configuration's.
 
         Raises:
             ElasticError: if it is no decoder, or takes fewer tokens.
@@ -83,10 +86,10 @@ class DecoderCostModel(CostModel):
         self.phase, self._past = phase, phase.cached
         self._head_dim = family.head_dim(config)
         self._windows = [_window(layer) for layer in DynamicCache(config=config).layers]
-        super().__init__(model_class, config, {"input_ids": (1, phase.new)}, hidden=hidden)
+        super().__init__(model_class, config, {"input_ids": (1, phase.new)}, hidden=hidden, dtype=dtype)
 
     def _narrowed(self, hidden: int | None) -> DecoderCostModel:
-        return DecoderCostModel(self._model_class, self._config, self.phase, hidden=hidden)
+        return DecoderCostModel(self._model_class, self._config, self.phase, hidden=hidden, dtype=self._dtype)
 
     def _cost(self, subnet: Subnet) -> Cost:
         stated = {"name": self.phase.name, "context": self.phase.context}

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from elastic.data.files import load_rows
+from elastic.data.files import load_rows, load_splits, load_table
 from elastic.data.task import Task
 from elastic.errors import RecipeError
+from elastic.recipe import SentencePairData
 
 BATCH_SIZE = 32
 MAX_TOKENS = 512
+_TEXT_TYPES = ("string", "large_string")
+"""What Arrow calls text; pandas and Polars write the second."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def calibration_of(task: Task, num_examples: int, *, seed: int = 0) -> Calibrati
 
 
 def calibration_from_text(path: str, tokenizer_name: str, num_examples: int, *, seed: int = 0) -> Calibration:
-    """Return random texts of a file (a line of a text file, or a row of a parquet file's text columns), or of the Hub.
+    """Return random texts: the lines of a text file, or the text columns of what recipes read as data.
+
+    That is a parquet file, a folder with train.parquet, or a dataset of the Hub; of pairs, both sentences.
 
     Raises:
         RecipeError: if there is no such data, no text in it, or the model has no tokenizer.
@@ -72,25 +77,22 @@ def calibration_from_text(path: str, tokenizer_name: str, num_examples: int, *, 
 
 
 def _texts(path: str) -> list[str]:
-    if Path(path).suffix == ".parquet" or not (Path(path).exists() or path.startswith((".", "/"))):
-        try:
-            from datasets import load_dataset
-
-            data = (
-                load_dataset("parquet", data_files=path, split="train")
-                if Path(path).is_file()
-                else load_dataset(path, split="train")
-            )
-        except Exception as error:
-            raise RecipeError(f"the calibration data '{path}' cannot be loaded: {error}") from None
-        columns = [name for name, feature in data.features.items() if getattr(feature, "dtype", "") == "string"]
-        if not columns:
-            raise RecipeError(
-                f"the calibration data {path} has no usable rows: none of its columns is text ("
-                f"{', '.join(data.column_names)})."
-            )
-        return [text for column in columns for text in data[column] if text]
-    return load_rows(path, ("",))
+    file = Path(path).expanduser()
+    if file.suffix != ".parquet" and (file.is_file() or file.suffix == ".txt"):
+        return load_rows(path, ("",))
+    data = load_table(file) if file.suffix == ".parquet" else load_splits(path).get("train")
+    if data is None:
+        raise RecipeError(f"the calibration data {path} has no train split.")
+    texts = [name for name, feature in data.features.items() if getattr(feature, "dtype", "") in _TEXT_TYPES]
+    # What else is text beside pairs of sentences names their origin.
+    pair = SentencePairData.model_fields["sentence_columns"].default
+    columns = list(pair) if set(pair) <= set(texts) else texts
+    if not columns:
+        raise RecipeError(
+            f"the calibration data {path} has no usable rows: none of its columns is text ("
+            f"{', '.join(data.column_names)})."
+        )
+    return [text for column in columns for text in data[column] if text]
 
 
 def _by_length(examples: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from elastic.errors import RecipeError
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid"), "test": ("test",)}
 """The names that the files of each split may have."""
@@ -21,8 +21,6 @@ def load_splits(path: str) -> DatasetDict:
     Raises:
         RecipeError: if there is neither.
     """
-    from datasets import load_dataset  # takes a second to import, and the built-in data does without
-
     folder = Path(path).expanduser()
     if folder.is_dir():
         files = {}
@@ -32,9 +30,11 @@ def load_splits(path: str) -> DatasetDict:
                 files[split] = str(found[0])
         if not files:
             raise RecipeError(f"{folder} has no train.parquet, validation.parquet or test.parquet.")
-        return load_dataset("parquet", data_files=files)
+        return _load_parquet(files)  # type: ignore[return-value]
     if folder.is_absolute() or path.startswith("."):
         raise RecipeError(f"there is no data folder {folder}.")
+    from datasets import load_dataset
+
     try:
         return load_dataset(path)
     except Exception as error:
@@ -56,10 +56,29 @@ def load_rows(path: str, columns: Sequence[str]) -> list[str]:
         except UnicodeDecodeError:
             raise RecipeError(f"{file} is neither parquet nor UTF-8 text.") from None
         return [line.strip() for line in lines if line.strip()]
-    from datasets import load_dataset
-
-    data = load_dataset("parquet", data_files=str(file), split="train")
+    data = load_table(file)
     found = [column for column in columns if column in data.column_names]
     if not found:
         raise RecipeError(f"{file} has no column '{columns[0]}'; it has {', '.join(data.column_names)}.")
     return [text for column in found for text in data[column]]
+
+
+def load_table(file: Path) -> Dataset:
+    """Load a parquet file.
+
+    Raises:
+        RecipeError: if it is missing, or none.
+    """
+    if not file.is_file():
+        raise RecipeError(f"there is no data file {file}.")
+    return _load_parquet(str(file), split="train")  # type: ignore[return-value]
+
+
+def _load_parquet(files: str | dict[str, str], **options: str) -> Dataset | DatasetDict:
+    from datasets import load_dataset  # takes a second to import, and the built-in data does without
+
+    try:
+        return load_dataset("parquet", data_files=files, **options)
+    except Exception as error:
+        names = files if isinstance(files, str) else ", ".join(files.values())
+        raise RecipeError(f"{names} cannot be read as parquet: {str(error).splitlines()[0]}") from None

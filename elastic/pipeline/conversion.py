@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 import elastic
 from elastic.checkpoint import CheckpointRecord, copy_companions, described_drop_order, read_record, save_checkpoint
 from elastic.cost import Cost, CostModel, InputShapes
-from elastic.data import Calibration, Task, calibration_from_text, calibration_of, load_task, measure
+from elastic.data import (
+    Calibration,
+    Task,
+    calibration_from_text,
+    calibration_of,
+    load_task,
+    measure,
+    measure_items,
+)
 from elastic.errors import CheckError, CheckpointError, RecipeError
 from elastic.extraction import choices_stock_refuses, extract, largest_difference, sample_inputs
 from elastic.families import get_family
@@ -35,9 +43,10 @@ from elastic.ordering import (
 from elastic.pipeline.card import write_card
 from elastic.pipeline.embedder import check_head
 from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrained, resolve_granularities
+from elastic.pipeline.quality import measured_cache, quality_of
 from elastic.pipeline.training import versions
 from elastic.recipe import ModelSection, Recipe
-from elastic.selection import Measured, Quality
+from elastic.selection import Measured
 from elastic.space import AXES, DropOrder, ResolvedSpace, SearchSpace, Subnet
 
 DEFAULT_TOKENS = 128
@@ -142,7 +151,8 @@ def read_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the model '{model}' cannot be found or read: {error}") from None
+        where = "cannot be read" if Path(model).exists() else "is no folder here, and the Hub does not give it"
+        raise CheckpointError(f"the model '{model}' {where}: {error}") from None
     check_supported(config, model)
     return config
 
@@ -231,11 +241,15 @@ def convert(
     record = _record(plan, recipe, model, data, difference, hidden_order)
     points, corrected = _one_shot(model, plan, recipe, task, data, correction, report)
     with new_folder(output) as folder:
-        save_checkpoint(model, record, folder)
+        record = save_checkpoint(model, record, folder)
         copy_companions(plan.model, folder)
         if task is not None and task.tokenizer is not None:
             task.tokenizer.save_pretrained(folder)
         write_card(folder, output.name, record, model, points)
+        if task is not None:
+            known = measured_cache(folder, record.files, task)
+            for point in points:
+                known.put(point.subnet, point.quality)
     return Conversion(record, difference, points, corrected)
 
 
@@ -354,10 +368,13 @@ def _record(
     )
 
 
-def one_shot_subnets(resolved: ResolvedSpace) -> list[Subnet]:
-    """Return the largest subnet, each axis shrunk alone, and the smallest: what a first table shows."""
-    subnets = [resolved.largest]
-    for axis in AXES:
+def one_shot_subnets(resolved: ResolvedSpace, named: Iterable[Subnet] = ()) -> list[Subnet]:
+    """Return what a first table shows: the largest subnet, those with a name, and the smallest.
+
+    Where none has a name, each axis shrunk alone stands between the two.
+    """
+    subnets = [resolved.largest, *named]
+    for axis in AXES if len(subnets) == 1 else ():
         subnets += [resolved.uniform(**{axis: choice}) for choice in reversed(getattr(resolved, axis)[:-1])]
     return list(dict.fromkeys([*subnets, resolved.smallest]))
 
@@ -373,15 +390,15 @@ def _one_shot(
 ) -> tuple[list[Measured], dict[Subnet, float]]:
     if recipe is None or task is None:
         return [], {}
-    costs, resolved = CostModel(plan.model_class, plan.config, plan.input_shapes), get_elastic(model).resolved
-    named = {subnet: name for name, subnet in resolve_granularities(recipe.granularities, get_elastic(model)).items()}
-    subnets = list(dict.fromkeys([*one_shot_subnets(resolved), *named]))
+    costs, resolved = CostModel.of(model, plan.input_shapes), get_elastic(model).resolved
+    granularities = resolve_granularities(recipe.granularities, get_elastic(model))
+    named = {subnet: name for name, subnet in granularities.items()}
+    subnets = one_shot_subnets(resolved, named if recipe.granularities else ())
     points, corrected = [], {}
-    for subnet in subnets:
-        report(f"Measuring {subnet.describe()}")
+    for number, subnet in enumerate(subnets, 1):
+        report(f"Measuring {number} of {len(subnets)}: {subnet.describe()}")
         with active(model, subnet):
-            value, count = measure(model, task, "validation")
-        quality = Quality(task.metric.name, value, task.metric.higher_is_better, "validation", count)
+            quality = quality_of(task.metric, measure_items(model, task, "validation"), "validation")
         points.append(Measured(subnet, costs.cost(subnet), quality, "uniform", named.get(subnet, "")))
         if correction is not None and data is not None and subnet != resolved.largest:
             small = extract(model, subnet)

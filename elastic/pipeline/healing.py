@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ from transformers import (
 
 from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, load, read_record, save_checkpoint
 from elastic.data import Task, load_task, measure
-from elastic.errors import CheckpointError, RecipeError
+from elastic.data.embedder import embed, load_embedder
+from elastic.errors import CheckpointError, ElasticError, RecipeError
+from elastic.families import get_family
 from elastic.folder import check_output, new_folder
 from elastic.ordering import permute_hidden
 from elastic.pipeline.card import write_card
@@ -105,11 +109,14 @@ def heal(
         callbacks: of the Trainer.
 
     Raises:
+        ElasticError: if several processes were started.
         CheckpointError: if ``folder`` is not an extracted model.
         RecipeError: if there is no teacher, or the recipe does not fit.
         OutputExistsError: if ``output`` exists.
     """
     check_output(output)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ElasticError("healing is short, and runs in one process; start it without a launcher of several.")
     record = read_record(folder)
     if record.kind != "extracted" or record.subnet is None:
         raise CheckpointError(f"{folder} is a universal model; train it on with `elastic train`.")
@@ -119,6 +126,8 @@ def heal(
     transformers.set_seed(recipe.seed)
     task = load_task(recipe, folder)
     model, taught_by = load(folder), _load_teacher(name, recipe, task, record)
+    # The head behind the extracted model knows its own widths alone.
+    head = load_embedder(name, None)[1] if task.embeds else None
     before = _quality(model, task)
     keep_best = _KeepBest(model, before)
     settings = _with_distillation(recipe)
@@ -134,6 +143,7 @@ def heal(
             objective=make_objective(settings, has_teacher=True),
             teacher=taught_by,
             embed=task.outputs if task.embeds else None,
+            teacher_embed=None if head is None else functools.partial(embed, head),
             embedding_loss=make_embedding_loss(settings),
             measure=lambda: {task.metric.name: measure(model, task, "validation")[0]},
             callbacks=[keep_best, *callbacks],
@@ -182,10 +192,19 @@ def _with_distillation(recipe: Recipe) -> Recipe:
 
 
 def _load_teacher(name: str, recipe: Recipe, task: Task, record: CheckpointRecord) -> PreTrainedModel:
-    if (Path(name) / RECORD_NAME).is_file():
-        return load(name)
-    teacher = load_pretrained(AUTO_CLASSES[recipe.task], name, {}, task)
-    if order := (record.ordering or {}).get("hidden_order"):
+    of_elastic = (Path(name) / RECORD_NAME).is_file()
+    teacher = load(name) if of_elastic else load_pretrained(AUTO_CLASSES[recipe.task], name, {}, task, new_head=False)
+    dims = get_family(teacher.config).dims(teacher.config)
+    universal = record.universal_dims or dims
+    alike = (dims.num_layers, dims.hidden) == (universal.num_layers, universal.hidden)
+    if recipe.training.objective.hidden_weight and not alike:
+        raise RecipeError(
+            "training.objective.hidden_weight compares hidden states, and those of the teacher "
+            f"'{name}' are not those of the universal model ({dims.num_layers} layers of {dims.hidden}, not "
+            f"{universal.num_layers} of {universal.hidden}); set it to 0, or name the universal model with --teacher."
+        )
+    order = (record.ordering or {}).get("hidden_order")
+    if order and alike and not of_elastic:
         # Its hidden states and embeddings are compared with those of a model whose stream was ordered.
         permute_hidden(teacher, order)
     return teacher

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from elastic.checkpoint import RECORD_NAME, load, read_record, with_routers
+from elastic.checkpoint import RECORD_NAME, load, read_record, unfit_weights, with_routers
 from elastic.data import Task
 from elastic.errors import CheckpointError, ElasticError, RecipeError, did_you_mean
 from elastic.families import FAMILIES, get_family
@@ -130,16 +130,11 @@ def load_pretrained(
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"the model '{name}' cannot be loaded: {error}") from None
-    head = _head_names(model)
-    foreign = sorted(key for key, *_ in loading["mismatched_keys"] if not key.startswith(head))
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith((*head, *_OPTIONAL)))
-    if foreign or missing:
-        wrong = (foreign or missing)[0]
+    if unfit := unfit_weights(loading, _head_names(model)):
         raise RecipeError(
-            f"the weights of '{name}' do not fit its configuration: '{wrong}' is missing or of another size."
+            f"the weights of '{name}' do not fit its configuration: '{unfit[0]}' is missing or of another size."
         )
-    made_up = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
-    if not new_head and any(not key.startswith(_OPTIONAL) for key in made_up):
+    if not new_head and (made_up := unfit_weights(loading)):
         raise RecipeError(
             f"the model '{name}' has no trained head for this data ('{made_up[0]}' is missing or of another size); "
             "train it on the data first, or name it in a recipe for `elastic train`."
@@ -155,10 +150,6 @@ def load_pretrained(
         )
     check_finite(model)
     return model  # type: ignore[no-any-return]
-
-
-_OPTIONAL = ("pooler.",)
-"""What models without a head may lack: embedders do not use it."""
 
 
 def _head_names(model: PreTrainedModel) -> tuple[str, ...]:

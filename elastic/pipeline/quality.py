@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
-from elastic.data import Metric, confidence_interval
-from elastic.selection import Quality
+from elastic.data import Metric, Task, confidence_interval, fingerprint
+from elastic.selection import MeasuredCache, Quality
 
 
 def quality_of(metric: Metric, items: torch.Tensor, split: str) -> Quality:
@@ -15,3 +17,9 @@ def quality_of(metric: Metric, items: torch.Tensor, split: str) -> Quality:
     value = metric.value(items)
     interval = confidence_interval(metric, items) if math.isfinite(value) else None
     return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval)
+
+
+def measured_cache(folder: Path, files: Mapping[str, str], task: Task) -> MeasuredCache:
+    """Return what has been measured, on validation data, of a universal model with these weight files."""
+    key = {"weights": dict(files), "data": fingerprint(task, "validation"), "metric": task.metric.name}
+    return MeasuredCache(folder, key)

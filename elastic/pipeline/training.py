@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 import elastic
 from elastic.checkpoint import (
@@ -33,7 +35,7 @@ from elastic.cost import CostModel
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
 from elastic.folder import check_output, new_folder
-from elastic.nested import get_elastic
+from elastic.nested import GateKey, get_elastic
 from elastic.pipeline.card import write_card
 from elastic.pipeline.methods import (
     frozen_teacher,
@@ -44,10 +46,11 @@ from elastic.pipeline.methods import (
     make_weights,
 )
 from elastic.pipeline.models import build_model, resolve_granularities
-from elastic.pipeline.routing import trainer_class
+from elastic.pipeline.routing import expected_flops, trainer_class
 from elastic.recipe import Recipe
 from elastic.selection import Measured, Quality
 from elastic.space import Subnet
+from elastic.training import RoutedTrainer
 
 RECIPE_NAME = "recipe.json"
 _OURS = ("output_dir", "seed", "data_seed", "resume_from_checkpoint")
@@ -132,7 +135,8 @@ def train(
                 "versions": versions(),
             },
         )
-        points = _measured(task, model, granularities, metrics)
+        usage = trainer.usage if isinstance(trainer, RoutedTrainer) else {}
+        points = _measured(task, model, granularities, metrics, usage)
         with new_folder(output) as folder:
             save_checkpoint(model, record, folder)
             if recipe.model.pretrained is not None:
@@ -179,18 +183,41 @@ def training_arguments(recipe: Recipe, work: Path, *, progress_bar: bool = True)
         RecipeError: if one is unknown (suggests the right one), is not the recipe's to set, or has a bad value.
     """
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    given = recipe.training.arguments
-    for key in given:
+    given, kinds = recipe.training.arguments, typing.get_type_hints(TrainingArguments)
+    for key, value in given.items():
         if key not in known:
             raise RecipeError(f"unknown key 'training.arguments.{key}'{did_you_mean(key, known)}")
         if key in _OURS:
             raise RecipeError(f"training.arguments.{key} is set by Elastic; leave it out (the recipe has a 'seed').")
+        _check_number(key, value, kinds[key])
     defaults = {"report_to": "none", "save_total_limit": 2, "disable_tqdm": not progress_bar,
                 "remove_unused_columns": False}  # fmt: skip
     try:
-        return TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
-    except (TypeError, ValueError) as error:
+        arguments = TrainingArguments(output_dir=str(work), seed=recipe.seed, **{**defaults, **given})
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (ImportError, TypeError, ValueError) as error:
         raise RecipeError(f"training.arguments: {error}") from None
+    return arguments
+
+
+_SMALLEST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0, "max_grad_norm": 0,
+}  # fmt: skip
+
+
+def _check_number(key: str, value: Any, kind: Any) -> None:
+    """Check what the Trainer would only find out, in other words, after the data and the model have been loaded."""
+    if float in (kinds := typing.get_args(kind) or (kind,)):
+        kinds = (*kinds, int)
+    elif int not in kinds:
+        return
+    wanted = "a number" if float in kinds else "a whole number"
+    if not isinstance(value, kinds) and not (isinstance(value, float) and value.is_integer()):
+        raise RecipeError(f"training.arguments.{key} is {value!r}, and must be {wanted}.")
+    smallest = _SMALLEST.get(key)
+    if value is not None and smallest is not None and not value >= smallest:
+        raise RecipeError(f"training.arguments.{key} is {value}, and must be {wanted} of at least {smallest}.")
 
 
 def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, float]] | None:
@@ -201,9 +228,16 @@ def measured_by(task: Task, model: PreTrainedModel) -> Callable[[], dict[str, fl
 
 
 def _measured(
-    task: Task, model: PreTrainedModel, granularities: Mapping[str, Subnet], metrics: Mapping[str, float]
+    task: Task,
+    model: PreTrainedModel,
+    granularities: Mapping[str, Subnet],
+    metrics: Mapping[str, float],
+    usage: Mapping[Subnet, Mapping[GateKey, float]],
 ) -> list[Measured]:
-    """Return the granularities and the largest subnet with the quality that the Trainer found."""
+    """Return the granularities and the largest subnet with the quality that the Trainer found.
+
+    Where routers ran (``usage``), the cost is what they let compute: the mean over the examples.
+    """
     costs, metric = CostModel.of(model, task.input_shapes), task.metric
     count = len(task.datasets["validation"])
     points = {}
@@ -211,7 +245,11 @@ def _measured(
         value = metrics.get(f"eval_{name}_{metric.name}" if name else f"eval_{metric.name}")
         if value is not None and subnet not in points:
             quality = Quality(metric.name, value, metric.higher_is_better, "validation", count)
-            points[subnet] = Measured(subnet, costs.cost(subnet), quality, "granularity", name)
+            cost = costs.cost(subnet)
+            if gates := usage.get(subnet):
+                cost = dataclasses.replace(cost, flops=expected_flops(costs, subnet, gates))
+                name = f"{name or subnet.describe()}, routed ({sum(gates.values()) / len(gates):.0%} of gates on)"
+            points[subnet] = Measured(subnet, cost, quality, "granularity", name)
     return sorted(points.values(), key=lambda point: -point.cost.flops)
 
 

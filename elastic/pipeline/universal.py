@@ -19,7 +19,6 @@ from elastic.data import (
     Task,
     calibration_of,
     cut_embedder,
-    fingerprint,
     load_task,
     measure,
     measure_items,
@@ -31,7 +30,7 @@ from elastic.nested import Elastic, active, get_elastic
 from elastic.ordering import Correction, correct
 from elastic.pipeline.card import write_card
 from elastic.pipeline.models import resolve_granularities
-from elastic.pipeline.quality import quality_of
+from elastic.pipeline.quality import measured_cache, quality_of
 from elastic.recipe import Recipe, parse_recipe
 from elastic.selection import Measured, MeasuredCache, Quality
 from elastic.selection.pareto import pareto_front
@@ -84,7 +83,7 @@ class Universal:
         if self.phase is None:
             costs = CostModel.of(self.model, self.input_shapes)
         else:
-            costs = DecoderCostModel(type(self.model), self.model.config, self.phase)
+            costs = DecoderCostModel(type(self.model), self.model.config, self.phase, dtype=self.model.dtype)
         return costs if self.table is None else costs.with_table(self.table)
 
     @functools.cached_property
@@ -109,14 +108,7 @@ class Universal:
     @functools.cached_property
     def measured(self) -> MeasuredCache:
         """What has been measured of these weights on this validation data."""
-        return MeasuredCache(
-            self.folder,
-            {
-                "weights": self.record.files,
-                "data": fingerprint(self.task, "validation"),
-                "metric": self.task.metric.name,
-            },
-        )
+        return measured_cache(self.folder, self.record.files, self.task)
 
     def measure(self, subnet: Subnet, split: str = "validation") -> Quality:
         """Measure a subnet on held-out data, or remember what was measured before on validation data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -33,6 +33,9 @@ class ModelSection(Section):
     )
 
 
+GranularityName = Annotated[str, Field(min_length=1)]
+
+
 class Recipe(Section):
     """One complete run."""
 
@@ -47,7 +50,7 @@ class Recipe(Section):
         description="Choices of each axis (ffn, heads, layers, attention, mlp, exit, hidden, embedding_dim), as "
         "fractions or whole numbers; by default that of a pretrained universal model.",
     )
-    granularities: dict[str, dict[str, Number]] = Field(
+    granularities: dict[GranularityName, dict[str, Number]] = Field(
         {}, description="Named uniform subnets, such as S: {ffn: 0.125}; axes left out are at their largest."
     )
     routers: RoutersSection | None = Field(
@@ -57,7 +60,7 @@ class Recipe(Section):
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="Named changes, such as other data: keys with their sections (a.b) to values."
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, variant: str | None = None) -> Recipe:

@@ -111,7 +111,8 @@ def stream_extraction(
     check_output(output)
     extraction = plan_extraction(folder, subnet, max_shard_size)
     shapes = input_shapes or {name: tuple(shape) for name, shape in extraction.record.input_shapes.items()}
-    cost = CostModel.of(extraction.model, shapes).cost(subnet)
+    universal = extraction.model
+    cost = CostModel(type(universal), universal.config, shapes, dtype=extraction.small.dtype).cost(subnet)
     sizes = {file: extraction.num_bytes(file) for file in extraction.files}
     total = 2 * sum(sizes.values())
     job = {
@@ -140,6 +141,7 @@ def stream_extraction(
             universal_dims=extraction.family.dims(extraction.model.config),
             cost=cost.to_dict(),
             verification=verification,
+            ordering=extraction.record.ordering,
             recipe=extraction.record.recipe,
             source={"name": folder.resolve().name, **extraction.record.files},
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from transformers import Trainer
 
 from elastic.errors import ElasticError, RecipeError
 from elastic.nested import GateKey, get_elastic, get_routers, read_routers, routed, write_routers
+from elastic.space import Subnet
 from elastic.training.trainer import ElasticMixin
 
 RoutingMode = Literal["tune", "joint"]
@@ -103,7 +105,8 @@ class RoutedMixin(ElasticMixin):
             RecipeError: if the number of capacities is not that of the routers.
         """
         super().__init__(*args, **kwargs)
-        routing = get_elastic(self._universal).routing
+        self._elastic = get_elastic(self._universal)
+        routing = self._elastic.routing
         modules = get_routers(self._universal)
         assert routing is not None
         routers.capacity.check(len(routing.keys))
@@ -113,6 +116,8 @@ class RoutedMixin(ElasticMixin):
                 "routers learn nothing through reentrant activation checkpointing; set use_reentrant: false."
             )
         self.routers, self._keys = routers, routing.keys
+        self.usage: dict[Subnet, dict[GateKey, float]] = {}
+        """Of each subnet that was evaluated last, the share of sequences for which each gate was on."""
         if routers.mode == "tune":
             self._universal.requires_grad_(False)
         modules.requires_grad_(True)
@@ -139,31 +144,44 @@ class RoutedMixin(ElasticMixin):
         return (loss, outputs) if return_outputs else loss
 
     def _count(self, gates: Mapping[GateKey, torch.Tensor]) -> None:
-        for key, gate in gates.items():
-            seen = torch.stack([gate.detach().sum(), gate.new_tensor(float(len(gate)))]).double()
+        for key, seen in _counts(gates).items():
             self._gates_on[key] = self._gates_on[key] + seen if key in self._gates_on else seen
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log what the gates did since the last time."""
         if "loss" in logs:
-            logs = {**logs, **self._shares()}
+            logs = {**logs, **gate_report(self._shares(self._gates_on))}
+            self._gates_on = {}
         super().log(logs, *args, **kwargs)
 
-    def _shares(self) -> dict[str, float]:
-        """Return capacity and entropy over all processes, and begin anew."""
+    def _shares(self, counts: Mapping[GateKey, torch.Tensor]) -> dict[GateKey, float]:
+        """Return the shares of gates that were on, over all processes, from the counts of this one."""
         none = torch.zeros(2, dtype=torch.float64)
-        counts = torch.stack([self._gates_on.get(key, none).cpu() for key in self._keys]).to(self.args.device)
-        on, rows = self.accelerator.reduce(counts.float(), reduction="sum").cpu().unbind(1)
-        self._gates_on = {}
-        return gate_report({key: float(a / b) for key, a, b in zip(self._keys, on, rows, strict=True) if b})
+        stacked = torch.stack([counts.get(key, none).cpu() for key in self._keys]).to(self.args.device)
+        on, rows = self.accelerator.reduce(stacked.float(), reduction="sum").cpu().unbind(1)
+        return {key: float(a / b) for key, a, b in zip(self._keys, on, rows, strict=True) if b}
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Evaluate as routed: ``eval_capacity`` is the share of gates that were on, over all granularities."""
-        with routed(self._universal, dense=False) as trace:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        report = {f"{metric_key_prefix}_{name}": value for name, value in gate_report(trace.usage).items()}
+        """Evaluate as routed: ``eval_capacity`` is the share of gates that were on, over granularities and processes.
+
+        That of each subnet is in ``usage`` afterwards.
+        """
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # Comes back here for each of them.
+        self.usage = {}
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        shares = {key: [of[key] for of in self.usage.values() if key in of] for key in self._keys}
+        means = {key: sum(found) / len(found) for key, found in shares.items() if found}
+        report = {f"{metric_key_prefix}_{name}": value for name, value in gate_report(means).items()}
         self.log(report)
         return {**metrics, **report}
+
+    @contextmanager
+    def _evaluating(self, subnet: Subnet) -> Iterator[None]:
+        with super()._evaluating(subnet), routed(self._universal, dense=False) as trace:
+            yield
+        # Each process sees its own part of the data, the last batch filled up with examples of another.
+        self.usage[subnet] = self._shares(_counts(trace.gates))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the routers beside the weights of a training checkpoint."""
@@ -174,6 +192,14 @@ class RoutedMixin(ElasticMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         read_routers(self._universal, Path(resume_from_checkpoint))
+
+
+def _counts(gates: Mapping[GateKey, torch.Tensor]) -> dict[GateKey, torch.Tensor]:
+    """Return ``(2,)`` for each gate: for how many sequences it was on, and of how many."""
+    return {
+        key: torch.stack([gate.detach().sum(), gate.new_tensor(float(len(gate)))]).double()
+        for key, gate in gates.items()
+    }
 
 
 def gate_report(usage: Mapping[GateKey, float]) -> dict[str, float]:

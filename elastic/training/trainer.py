@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class ElasticMixin(_Base):
         teacher: PreTrainedModel | None = None,
         same_width_teacher: bool = False,
         embed: Embed | None = None,
+        teacher_embed: Embed | None = None,
         embedding_loss: EmbeddingLoss | None = None,
         weights: Weights = even,
         regularise_largest_only: bool = False,
@@ -75,6 +76,7 @@ class ElasticMixin(_Base):
             same_width_teacher: let the frozen teacher, which is elastic then, run with each subnet's own FFN width and
                 heads, in all of its layers (DynaBERT, arXiv 2004.04037, section 3.2).
             embed: for embedders: from what the model returns and its inputs to ``(batch, width)``.
+            teacher_embed: the same of the teacher, where it has a head of its own; by default ``embed``.
             embedding_loss: for embedders: the task loss, where the data has labels or pairs.
             weights: how much the loss of each subnet counts in a step's weighted mean.
             regularise_largest_only: switch dropout off for all but the step's first pass (BigNAS, arXiv 2003.11142,
@@ -99,7 +101,7 @@ class ElasticMixin(_Base):
         self.objective: Objective = objective or TaskLoss()
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self._same_width_teacher = same_width_teacher
-        self._embed = embed
+        self._embed, self._teacher_embed = embed, teacher_embed or embed
         self._embedding_loss = embedding_loss
         if embedding_loss is not None:
             # A model without a head takes no labels, and the Trainer would drop them from the batches.
@@ -172,7 +174,7 @@ class ElasticMixin(_Base):
         steps = self._steps_left_to_divide(num_items_in_batch)
         losses = []
         for subnet in step.subnets:
-            task_loss, student = whole[0], self._returned(whole[1], inputs, subnet)
+            task_loss, student = whole[0], self._returned(whole[1], inputs, subnet, self._embed)
             if _exit(subnet) != _exit(widest):
                 task_loss, student = self._leave_early(subnet, whole[1]["hidden_states"], inputs, num_items_in_batch)
             task_loss = self._task_loss(task_loss, student, inputs, steps)
@@ -225,7 +227,7 @@ class ElasticMixin(_Base):
         before = states[: _exit(subnet)]
         with resumed_from(self._universal, states[len(before)]):
             task_loss, outputs = self._forward(self._universal, inputs, num_items_in_batch)
-        student = self._returned(outputs, inputs, subnet)
+        student = self._returned(outputs, inputs, subnet, self._embed)
         after = (student.hidden_states or ())[len(before) :]
         return task_loss, replace(student, hidden_states=(*before, *after))
 
@@ -233,10 +235,16 @@ class ElasticMixin(_Base):
         width = active(teacher, of_all_layers(subnet)) if subnet and self._same_width_teacher else nullcontext()
         with torch.no_grad(), self.compute_loss_context_manager(), width:
             outputs = teacher(**{name: x for name, x in inputs.items() if name != "labels"})
-        return self._returned(outputs, inputs, None)
+        return self._returned(outputs, inputs, None, self._teacher_embed)
 
-    def _returned(self, outputs: Any, inputs: Mapping[str, torch.Tensor], subnet: Subnet | None) -> Returned:
-        embeddings = None if self._embed is None else self._embed(outputs, inputs)
+    def _returned(
+        self,
+        outputs: Any,
+        inputs: Mapping[str, torch.Tensor],
+        subnet: Subnet | None,
+        embed: Embed | None,
+    ) -> Returned:
+        embeddings = None if embed is None else embed(outputs, inputs)
         if embeddings is not None and subnet is not None:
             embeddings = embeddings[..., : subnet.embedding_dim]
         return Returned(
@@ -296,7 +304,7 @@ class ElasticMixin(_Base):
         for name, subnet in self.granularities.items():
             if subnet == largest:
                 continue
-            with active(self._universal, subnet):
+            with self._evaluating(subnet):
                 measured = self.evaluation_loop(
                     self.get_eval_dataloader(eval_dataset),
                     description=f"Evaluation of {name}",
@@ -307,7 +315,7 @@ class ElasticMixin(_Base):
             assert measured is not None
             self.log(measured)
             metrics.update(measured)
-        with active(self._universal, largest):
+        with self._evaluating(largest):
             of_largest = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         for name, subnet in self.granularities.items():
             if subnet == largest:
@@ -315,14 +323,21 @@ class ElasticMixin(_Base):
                 metrics.update({k.replace(prefix, f"{prefix}{name}_", 1): v for k, v in of_largest.items()})
         return {**metrics, **of_largest}
 
+    @contextmanager
+    def _evaluating(self, subnet: Subnet) -> Iterator[None]:
+        """Run a subnet, as it is evaluated, inside the ``with`` block."""
+        with active(self._universal, subnet):
+            yield
+
     def _evaluate_measure(self, prefix: str) -> dict[str, float]:
         assert self._measure is not None
         metrics: dict[str, float] = {}
         subnets = {} if self._elastic is None else {**self.granularities, "": self._elastic.resolved.largest}
         for name, subnet in subnets.items() or [("", None)]:
-            with nullcontext() if subnet is None else active(self._universal, subnet):
+            with nullcontext() if subnet is None else self._evaluating(subnet):
                 measured = self._measure()
-            metrics.update({f"{prefix}_{name}_{k}".replace("__", "_"): value for k, value in measured.items()})
+            begin = f"{prefix}_{name}_" if name else f"{prefix}_"
+            metrics.update({f"{begin}{metric}": value for metric, value in measured.items()})
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from elastic.errors import CheckError
+from elastic.export.graph import save_model
 from elastic.export.runtime.manifest import TensorSpec
 
 from .judge import cosine_judge, final_judge
@@ -47,8 +48,7 @@ def apply_precision(
             sensitivity = measure_sensitivity(lowering, ranking, progress)
         if options.max_drop is not None:
             chosen, quantized = choose_mix(lowering, sensitivity, final, fp32, options.max_drop)
-    model = lowering.make(chosen)
-    onnx.save(model, path)
+    save_model(lowering.make(chosen, last=True), path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

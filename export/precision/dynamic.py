@@ -10,27 +10,33 @@ from pathlib import Path
 
 import onnx
 
+from elastic.export.graph import save_model
+
 from .linears import Linear
 
 
 def to_dynamic(model: onnx.ModelProto, linears: Sequence[Linear]) -> onnx.ModelProto:
     """Return the graph with linear layers in int8: weights with a scale for each output, activations as they come.
 
-    One scale for a whole weight would cost several times the error (docs/quantization.md).
+    One scale for a whole weight would cost several times the error (docs/quantization.md). Large weights leave
+    ``model``.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if not linears:
         return model
     with tempfile.TemporaryDirectory() as folder, _without_advice():
-        path = Path(folder) / "int8.onnx"
+        source, path = (Path(folder) / name for name in ("float.onnx", "int8.onnx"))
+        # From a file: of a model in memory, the tool would keep two more copies.
+        save_model(model, source)
         quantize_dynamic(
-            model,
+            source,
             path,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=[linear.name for linear in linears],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=source.with_name(f"{source.name}.data").exists(),
         )
         return onnx.load(path)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import onnx
 
+from elastic.export.weights import MIN_BYTES
+
 NORMS = ("LayerNormalization", "Softmax", "Pow")
 """Operators of norms that stay in float32: squares of values above 255 are infinite in float16."""
 REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare")
@@ -41,15 +43,37 @@ def to_half(model: onnx.ModelProto, *, norms: bool = False, io: bool = False) ->
     if not norms:
         blocked += [*NORMS, *REDUCTIONS]
         nodes.update(_ends_of_reductions(model.graph))
+    _infer_types(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It says of every constant that was clipped.
         converted = convert_float_to_float16(
-            model, max_finite_val=LARGEST, keep_io_types=not io, op_block_list=blocked, node_block_list=sorted(nodes)
+            model,
+            max_finite_val=LARGEST,
+            keep_io_types=not io,
+            disable_shape_infer=True,
+            op_block_list=blocked,
+            node_block_list=sorted(nodes),
         )
     _join_casts(converted.graph)
     sorted_model = ONNXModel(converted)
     sorted_model.topological_sort()  # Casts stand at the end.
     return sorted_model.model
+
+
+def _infer_types(model: onnx.ModelProto) -> None:
+    """Note type and shape of every value, in place, without the large weights: onnx takes no more than 2 GB."""
+    small = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) < MIN_BYTES]
+    large = [
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+        if len(tensor.raw_data) >= MIN_BYTES
+    ]
+    graph = onnx.helper.make_graph(
+        model.graph.node, model.graph.name, [*model.graph.input, *large], model.graph.output, small
+    )
+    typed = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(onnx.shape_inference.infer_shapes(typed).graph.value_info)
 
 
 def _join_casts(graph: onnx.GraphProto) -> None:

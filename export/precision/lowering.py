@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from elastic.errors import CheckError
+from elastic.export.graph import save_model
 from elastic.export.runtime.manifest import TensorSpec
 from elastic.export.runtime.ort import open_graph
 
@@ -50,12 +50,9 @@ class Lowering:
         """Prepare the graph in a file, and measure what goes into its linear layers.
 
         Raises:
-            CheckError: if the weights lie beside the graph.
             CheckpointError: if the calibration data does not fit the graph, or a pattern excludes nothing.
         """
-        model = onnx.load(path, load_external_data=False)
-        if any(tensor.external_data for tensor in model.graph.initializer):
-            raise CheckError(f"graphs of more than 1.5 GB of weights cannot be {precision} yet; cut a smaller subnet.")
+        model = onnx.load(path)
         if precision == FP16:
             return cls(model, (), (), precision, options, {})
         linears = prepare_linears(model)
@@ -65,12 +62,21 @@ class Lowering:
         activations = measure_activations(model, linears, feeds, path.parent)
         return cls(model, linears, candidates, precision, options, activations)
 
-    def make(self, chosen: Sequence[Linear], *, finished: bool = True) -> onnx.ModelProto:
-        """Return the graph with these linear layers quantized; ``finished``, with all that belongs to its target."""
-        options, model = self.options, onnx.ModelProto()
-        model.CopyFrom(self.model)
+    def make(self, chosen: Sequence[Linear], *, finished: bool = True, last: bool = False) -> onnx.ModelProto:
+        """Return the graph with these linear layers quantized.
+
+        Args:
+            chosen: those layers.
+            finished: with all that belongs to its target.
+            last: no other graph will be made, so that this one may be made of the prepared graph itself: a copy of a
+                large one would need its memory once more.
+        """
+        options, model, made_by = self.options, self.model, _header(self.model)
+        if not last:
+            model = onnx.ModelProto()
+            model.CopyFrom(self.model)
         if self.precision == FP16:
-            return _clean(to_half(model, norms=options.fp16_norms, io=options.fp16_io), self.model)
+            return _clean(to_half(model, norms=options.fp16_norms, io=options.fp16_io), made_by)
         if finished and not (self.precision == INT8_STATIC and options.target == TENSORRT):
             quantize_embeddings(model)
         if self.precision == INT8:
@@ -83,7 +89,7 @@ class Lowering:
                 model = to_half(model)
         else:
             model = to_int4(model, chosen, options.block_size)
-        return _clean(model, self.model)
+        return _clean(model, made_by)
 
     def macs(self, linear: Linear) -> float:
         """Return the multiply-adds of a linear layer for one example of the calibration data."""
@@ -103,10 +109,11 @@ def measure_activations(
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     path = folder / ".activations.onnx"
     try:
-        onnx.save(probe, path)
+        save_model(probe, path)
         session = open_graph(path)
     finally:
-        path.unlink(missing_ok=True)
+        for file in folder.glob(f"{path.name}*"):
+            file.unlink()
     largest, vectors, examples = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), 0
     for feed in feeds:
         examples += len(next(iter(feed.values())))
@@ -116,10 +123,13 @@ def measure_activations(
     return {name: Activation(largest[name], vectors[name] / examples) for name in names}
 
 
-def _clean(model: onnx.ModelProto, source: onnx.ModelProto) -> onnx.ModelProto:
+def _header(model: onnx.ModelProto) -> tuple[int, str, str]:
+    return model.ir_version, model.producer_name, model.producer_version
+
+
+def _clean(model: onnx.ModelProto, made_by: tuple[int, str, str]) -> onnx.ModelProto:
     """Leave only what the graph needs of what tools have noted in it."""
-    model.ir_version = source.ir_version
-    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    model.ir_version, model.producer_name, model.producer_version = made_by
     del model.metadata_props[:]
     del model.graph.value_info[:]
     used = {node.domain for node in model.graph.node}

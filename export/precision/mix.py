@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from elastic.errors import CheckError
+from elastic.export.graph import save_model
 from elastic.selection import Quality
 
 from .judge import Judge
@@ -85,7 +84,7 @@ def judged(lowering: Lowering, chosen: Sequence[Linear], judge: Judge, *, finish
     """Return the quality of the graph with these linear layers quantized."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(lowering.make(chosen, finished=finished), path)
+        save_model(lowering.make(chosen, finished=finished), path)
         return judge(path)
 
 

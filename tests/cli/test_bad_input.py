@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from elastic.cli.output import print_json
 from tests.cli.conftest import elastic, elastic_process
 
 
@@ -41,6 +42,15 @@ def change(path, **values):
         ("training.arguments.learning_rat=1", ["'training.arguments.learning_rat'", "did you mean 'learning_rate'?"]),
         ("training.arguments.output_dir=x", ["training.arguments.output_dir is set by Elastic"]),
         ("training.arguments.lr_scheduler_type=x", ["training.arguments"]),
+        ("training.arguments.learning_rate=abc", ["learning_rate is 'abc', and must be a number."]),
+        ("training.arguments.learning_rate=.nan", ["learning_rate is nan, and must be a number of at least 0."]),
+        ("training.arguments.report_to=nothing", ["training.arguments: nothing is not supported"]),
+        ("granularities={'': {}}", ["'granularities", "at least 1 character"]),
+        ("training.arguments.max_steps=2.5", ["max_steps is 2.5, and must be a whole number."]),
+        (
+            "training.arguments.per_device_train_batch_size=0",
+            ["is 0, and must be a whole number of at least 1."],
+        ),
         ("training.objective.name=distillation", None),
         ("model.family=t5", ["model.family is 't5'", "audio-spectrogram-transformer, bert"]),
         ("model.family=null", ["needs either 'family' or 'pretrained'"]),
@@ -50,6 +60,7 @@ def change(path, **values):
         ("data.test=0.9", ["'data.test' is 0.9"]),
         ("data={source: stdlib}", ["is for the task causal-lm, not image-classification"]),
         ("data={source: images, path: /nowhere}", ["there is no data folder /nowhere"]),
+        ("seed=-1", ["'seed' is -1"]),
         ("noequals", ["--set noequals: write it as key.subkey=value"]),
     ],
 )
@@ -90,7 +101,8 @@ def test_budgets(universal_dir, tmp_path):
     for option, name in (("--flops", "flops"), ("--params", "params"), ("--memory", "memory_bytes")):
         refused(elastic("extract", universal_dir, option, "1k", "-o", tmp_path / "x"), f"({smallest[name]})")
     refused(elastic("extract", universal_dir, "--flops", "many", "-o", tmp_path / "x"), "'many' is not a budget")
-    refused(elastic("extract", universal_dir, "--flops", "-5", "-o", tmp_path / "x"), "'-5' is not a budget")
+    for text in ("-5", "0%", "NaN", "inf", "1e-99999999999999999999", "9" * 40):
+        refused(elastic("extract", universal_dir, "--flops", text, "-o", tmp_path / "x"), f"'{text}' is not a budget")
     refused(elastic("extract", universal_dir, "-o", tmp_path / "x"), "no budget is given; add --flops 2G")
     refused(elastic("search", universal_dir), "no budget is given")
     refused(elastic("extract", universal_dir, "--flops", "1G", "--subnet", "{}", "-o", tmp_path / "x"), "not both")
@@ -114,6 +126,7 @@ def test_subnets(universal_dir, tmp_path, subnet, part):
 
 def test_input_shapes(universal_dir):
     refused(elastic("info", universal_dir, "--input-shape", "1x9"), "write 4 numbers such as 1x1x8x8")
+    refused(elastic("info", universal_dir, "--input-shape", "1x1x8x8²"), "'1x1x8x8²' is not an input shape")
     refused(elastic("info", universal_dir, "--input-shape", "1x1x9x9"), "does not take the input shape")
 
 
@@ -183,6 +196,31 @@ def test_outputs_that_exist_are_left_alone(universal_dir, recipe_file, tmp_path)
     ):
         refused(elastic(*arguments, "-o", taken), f"{taken} exists already, and nothing is overwritten")
     assert [path.name for path in tmp_path.rglob("*")] == ["taken", "precious.txt"]
+
+
+def test_outputs_that_cannot_be_written(universal_dir, tmp_path):
+    """Whatever the system refuses is one sentence, with the path."""
+    (tmp_path / "file").write_text("mine")
+    subnet = ("--subnet", '{"ffn": [16, 16], "heads": [2, 2]}')
+    inside = tmp_path / "file" / "out"
+    refused(elastic("extract", universal_dir, *subnet, "-o", inside), f"{tmp_path / 'file'} is not a folder")
+    refused(elastic("extract", universal_dir, *subnet, "-o", tmp_path / ("x" * 300)), "File name too long")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_are_no_text(universal_dir, tmp_path):
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    refused(elastic("extract", universal_dir, "--subnet", binary, "-o", tmp_path / "x"), "is not UTF-8 text")
+    refused(elastic("plan", universal_dir, "--space", binary), "is not UTF-8 text")
+    refused(elastic("train", binary, "-o", tmp_path / "x"), "is not valid YAML")
+
+
+def test_json_has_no_numbers_that_json_lacks(capsys):
+    print_json({"value": float("nan"), "several": [1.5, float("inf")], "pair": (1, None)})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "value": None, "several": [1.5, None], "pair": [1, None]
+    }  # fmt: skip
 
 
 def test_folders_of_the_wrong_kind(universal_dir, tmp_path):

@@ -6,6 +6,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -15,8 +17,11 @@ from transformers import AutoModel, T5Config
 
 import elastic as library
 from elastic.checkpoint import read_record
+from elastic.data import calibration_from_text
 from elastic.extraction import largest_difference, sample_inputs
 from elastic.nested import active, get_elastic
+from elastic.pipeline import Universal
+from elastic.pipeline.conversion import one_shot_subnets
 from tests.cli.conftest import elastic
 from tests.cli.test_bad_input import refused
 from tests.embedder import write_embedder, write_pairs
@@ -74,6 +79,27 @@ def test_plan_and_table(converted):
     assert "spearman (validation, 40)" in result.out
     assert "corrected" in result.out
     assert "narrow: 3/3 layers, ffn 16, heads 4" in result.out
+
+
+def test_the_table_is_remembered(converted):
+    folder, result = converted
+    subnets = ("full", "narrow", "shallow", "smallest")
+    assert result.err.count("Measuring ") == len(subnets)
+    assert f"Measuring {len(subnets)} of {len(subnets)}: 1/3 layers, ffn 16, heads 4" in result.err
+    universal = Universal.open(folder)
+    known = dict(universal.measured.items())
+    assert set(known) == {*universal.granularities.values(), universal.elastic.resolved.smallest}
+    narrow = universal.granularities["narrow"]
+    assert known[narrow] == universal._measure(narrow, "validation")
+
+
+def test_without_names_each_axis_is_shrunk_alone(converted):
+    space = get_elastic(library.load(converted[0])).resolved
+    table = one_shot_subnets(space)
+    assert table[0] == space.largest and table[-1] == space.smallest
+    assert set(table[1:-1]) == {
+        space.uniform(**{axis: n}) for axis, n in (("ffn", 32), ("ffn", 16), ("layers", 2), ("layers", 1))
+    }
 
 
 def test_what_is_corrected_is_measured_as_long_as_the_subnet_embeds(embedder, recipe, tmp_path, monkeypatch):
@@ -294,6 +320,30 @@ def test_calibration_without_rows(embedder, tmp_path, content):
     refused(result, "no usable rows")
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_calibration_on_pairs(embedder, tmp_path, kind):
+    """Both sentences count, in either of Arrow's types for text, and no other column."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    pairs = {"sentence1": ["the cat sits"] * 3, "sentence2": ["a dog"] * 3}
+    large = pa.table({name: pa.array(texts, pa.large_string()) for name, texts in pairs.items()})
+    pq.write_table(large.append_column("genre", pa.array(["news"] * 3)), folder / "train.parquet")
+    where = folder if kind == "folder" else folder / "train.parquet"
+    data = calibration_from_text(str(where), str(embedder), 100)
+    assert sorted({len(example["input_ids"]) for example in data.examples}) == [4, 5]
+    assert len(data) == 6
+    result = elastic("convert", embedder, *SPACE, "--calibration", where, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+
+
+def test_calibration_that_cannot_be_read(embedder, tmp_path):
+    (tmp_path / "no.parquet").write_text("not parquet")
+    for name, part in (("lines.txt", "there is no data file"), ("pairs.parquet", "there is no data file"),
+                       ("no.parquet", "cannot be read as parquet"), (".", "has no train.parquet")):  # fmt: skip
+        result = elastic("convert", embedder, *SPACE, "--calibration", tmp_path / name, "-o", tmp_path / "out")
+        refused(result, part)
+
+
 def test_calibration_without_text(embedder, tmp_path):
     Dataset.from_dict({"score": [1.0, 2.0]}).to_parquet(str(tmp_path / "numbers.parquet"))
     result = elastic("convert", embedder, *SPACE, "--calibration", tmp_path / "numbers.parquet", "-o", tmp_path / "out")
@@ -334,8 +384,10 @@ def test_nothing_is_overwritten(vit, tmp_path):
     refused(elastic("convert", vit, *SPACE, "-o", tmp_path / "out"), "exists already")
 
 
-def test_healing_refusals(converted, recipe, tmp_path):
+def test_healing_refusals(converted, recipe, tmp_path, monkeypatch):
     refused(elastic("heal", converted[0], recipe, "-o", tmp_path / "out"), "is a universal model", "elastic train")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(elastic("heal", converted[0], recipe, "-o", tmp_path / "out"), "runs in one process")
 
 
 def test_no_held_out_sentence_is_trained_on(recipe, embedder, tmp_path):

@@ -73,6 +73,9 @@ def test_cut_and_healed_by_the_original(converted, recipe, tmp_path):
     subnet.write_text(json.dumps({"ffn": [64] * 3, "heads": [2] * 3, "hidden": 16}))
     cut = elastic("extract", converted[0], "--subnet", subnet, "-o", tmp_path / "small")
     assert cut.code == 0, cut.err
+    streamed = elastic("extract", converted[0], "--subnet", subnet, "--stream", "-o", tmp_path / "streamed")
+    assert streamed.code == 0, streamed.err
+    assert read_record(tmp_path / "streamed").ordering == read_record(converted[0]).ordering
     stock = SentenceTransformer(str(tmp_path / "small"), device="cpu")
     assert stock.encode(SENTENCES).shape == (3, 16)
     assert stock.get_embedding_dimension() == 16
@@ -82,6 +85,37 @@ def test_cut_and_healed_by_the_original(converted, recipe, tmp_path):
     record = read_record(tmp_path / "healed")
     assert record.healing["steps"] > 0
     assert library.load(tmp_path / "healed").config.hidden_size == 16
+
+
+@pytest.mark.parametrize("teacher", ["original", "universal"])
+def test_healing_a_narrow_stream_and_a_short_embedding(embedder, recipe, tmp_path, teacher):
+    """The teacher's states and embeddings are wider than those of what is healed, and its head is another one."""
+    data = yaml.safe_load(recipe.read_text())
+    data["space"] = {**SPACE, "embedding_dim": [8, 32]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    universal, small = tmp_path / "universal", tmp_path / "small"
+    converted = elastic(
+        "convert", embedder, "--recipe", tmp_path / "recipe.yaml", "--order", "magnitude", "-o", universal
+    )
+    assert converted.code == 0, converted.err
+    subnet = json.dumps({"ffn": [64] * 3, "heads": [2] * 3, "hidden": 16, "embedding_dim": 8})
+    assert elastic("extract", universal, "--subnet", subnet, "-o", small).code == 0
+    named = ("--teacher", universal) if teacher == "universal" else ()
+    healed = elastic("heal", small, tmp_path / "recipe.yaml", *named, "-o", tmp_path / "healed", "--json")
+    assert healed.code == 0, (healed.err, healed.exception)
+    assert healed.json["quality"]["value"] > healed.json["before"]["value"]
+    assert SentenceTransformer(str(tmp_path / "healed"), device="cpu").encode(SENTENCES).shape == (3, 8)
+
+
+def test_a_teacher_of_other_sizes_cannot_show_its_hidden_states(converted, recipe, tmp_path):
+    subnet = json.dumps({"ffn": [64] * 3, "heads": [4] * 3, "hidden": 16})
+    assert elastic("extract", converted[0], "--subnet", subnet, "-o", tmp_path / "small").code == 0
+    other = write_embedder(tmp_path / "other", layers=2)
+    healing = ("heal", tmp_path / "small", recipe, "--teacher", other, "-o", tmp_path / "healed")
+    refused(elastic(*healing), "hidden_weight compares hidden states", "(2 layers of 32, not 3 of 32)")
+    without = ("--set", "training.objective.hidden_weight=0", "--set", "training.arguments.num_train_epochs=1")
+    healed = elastic(*healing, *without)
+    assert healed.code == 0, (healed.err, healed.exception)
 
 
 def test_search_finds_a_narrow_subnet(converted):

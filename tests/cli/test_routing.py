@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
 import elastic as library
+from elastic.cost import format_quantity
 from elastic.nested import get_elastic, get_routers, routed
 from elastic.pipeline import Universal, measure_routed
 from tests.cli.conftest import elastic, elastic_process
@@ -88,6 +89,15 @@ def test_eval_routed_says_capacity_and_expected_flops(tuned_dir):
     assert halved["capacity"] == pytest.approx(0.75, abs=0.1)
     table = elastic("eval", tuned_dir, "--routed")
     assert "capacity" in table.out and "expected FLOPs" in table.out
+
+
+def test_the_card_pairs_quality_with_the_cost_of_what_was_measured(tuned_dir):
+    (point,) = elastic("eval", tuned_dir, "--routed", "--json").json
+    (row,) = [line for line in (tuned_dir / "README.md").read_text().splitlines() if line.startswith("| XL")]
+    name, flops, *_, quality = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name == f"XL, routed ({point['capacity']:.0%} of gates on)"
+    assert flops == format_quantity(point["expected_flops"]) != format_quantity(point["cost"]["flops"])
+    assert quality == f"{point['quality']['value']:.4g}"
 
 
 def test_frozen_routers_are_extracted(tuned_dir, tmp_path):
@@ -195,12 +205,19 @@ def test_two_processes_train_the_same_routers(universal_dir, tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "elastic.cli",
         "train", str(recipe), "-o", str(tmp_path / "out"), "--set", "training.arguments.ddp_backend=gloo",
         "--set", "training.arguments.ddp_find_unused_parameters=false",
+        "--set", "training.arguments.per_device_eval_batch_size=64",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     log = json.loads((tmp_path / "out" / "elastic.json").read_text())["training"]["log"]
     assert all(0 <= entry["capacity"] <= 1 for entry in log if "loss" in entry)
+    universal = Universal.open(tmp_path / "out")
+    measured = measure_routed(universal, universal.elastic.resolved.largest)
+    (evaluated,) = [entry for entry in log if "eval_capacity" in entry]
+    for key, share in measured.usage.items():
+        # The last batch is filled up with a few examples that are counted twice.
+        assert evaluated[f"eval_capacity_{key}"] == pytest.approx(share, abs=0.01)
     assert any(
         float(router.weight.detach().abs().sum()) > 0 for router in get_routers(library.load(tmp_path / "out")).values()
     )

@@ -77,8 +77,16 @@ def test_bfloat16_halves_the_weights(universal):
     full = Subnet(ffn=(64,) * 3, heads=(4,) * 3)
     single = CostModel.of(universal, shapes(universal)).cost(full).weight_bytes
     universal.to(torch.bfloat16)
-    universal.config.dtype = torch.bfloat16
     assert CostModel.of(universal, shapes(universal)).cost(full).weight_bytes * 2 == single
+
+
+@pytest.mark.parametrize("stated", [torch.float32, "float32", None])
+def test_memory_is_that_of_the_weights_whatever_the_configuration_says(_universal_models, stated):
+    model = copy.deepcopy(_universal_models["bert"]).to(torch.bfloat16)
+    model.config.dtype = stated
+    narrow = Subnet(ffn=(64,) * 3, heads=(4,) * 3, hidden=16)
+    cost = CostModel.of(model, shapes(model)).cost(narrow)
+    assert cost.weight_bytes == 2 * cost.params
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vit", "bert"])

@@ -43,6 +43,16 @@ def costs(model, phase):
     return DecoderCostModel(type(model), model.config, phase)
 
 
+def test_memory_is_of_the_type_that_is_given(_universal_models):
+    model = _universal_models["llama"]
+    single, half = (
+        DecoderCostModel(type(model), model.config, Phase("decode", 8), dtype=dtype).cost(FULL)
+        for dtype in (None, torch.bfloat16)
+    )
+    assert single.weight_bytes == 2 * half.weight_bytes
+    assert single.cache_bytes == 2 * half.cache_bytes
+
+
 @decoders
 @settings(max_examples=5)
 @given(subnet=subnets(), phase=phases)

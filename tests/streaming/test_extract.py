@@ -132,9 +132,10 @@ def test_half_precision(name, dtype, tmp_path):
     folder = save_universal(model, tmp_path / "universal")
     subnet = mixed(model)
     expected = extracted_in_memory(folder, subnet, tmp_path / "memory")
-    stream_extraction(folder, subnet, tmp_path / "streamed")
+    record = stream_extraction(folder, subnet, tmp_path / "streamed")
     weights = weights_of(tmp_path / "streamed")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
+    assert record.cost["weight_bytes"] == 2 * record.cost["params"]
     for file in ("model.safetensors", "config.json"):
         assert (expected / file).read_bytes() == (tmp_path / "streamed" / file).read_bytes()
 

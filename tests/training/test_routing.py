@@ -76,6 +76,18 @@ def test_a_subnet_without_a_routed_sub_layer_is_judged_by_the_others():
     assert float(penalty) == pytest.approx(0.5)
 
 
+def test_evaluation_counts_the_gates_of_all_processes(tmp_path, monkeypatch):
+    model = routed_model(initial_bias=5.0)
+    resolved = get_elastic(model).resolved
+    trainer = trainer_for(tmp_path, model, images(), RouterTraining(Capacity(0.5)))
+    trainer.granularities = {"XL": resolved.largest, "S": resolved.uniform(ffn=resolved.ffn[0])}
+    assert trainer.evaluate()["eval_capacity"] == 1.0
+    # Another process that saw as many examples, with every gate off.
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda counts, reduction: counts * torch.tensor([1.0, 2.0]))
+    assert trainer.evaluate()["eval_capacity"] == 0.5
+    assert trainer.usage == {subnet: dict.fromkeys(KEYS, 0.5) for subnet in trainer.granularities.values()}
+
+
 def test_entropy_says_whether_a_gate_looks_at_its_input():
     assert gate_entropy(0.5) == 1.0
     assert gate_entropy(0.0) == gate_entropy(1.0) == 0.0

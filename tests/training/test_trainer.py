@@ -135,6 +135,20 @@ def test_evaluation_reports_every_granularity(tmp_path):
     assert metrics["eval_S_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_what_is_measured_instead_keeps_the_names_of_granularities(tmp_path):
+    model = make_elastic(tiny_vit(), SPACE)
+    resolved = get_elastic(model).resolved
+    trainer = ElasticTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        sampler=Uniform([resolved.largest]),
+        granularities={"my__S": resolved.smallest},
+        measure=lambda: {"a__b": float(sum(get_elastic(model).active.current.ffn))},
+    )
+    measured = {"eval_my__S_a__b": sum(resolved.smallest.ffn), "eval_a__b": sum(resolved.largest.ffn)}
+    assert trainer.evaluate().items() >= measured.items()
+
+
 def test_evaluation_of_several_datasets(tmp_path):
     model = make_elastic(tiny_vit(), SPACE)
     trainer = trained(tmp_path, model, images(), Uniform([get_elastic(model).resolved.largest]))
