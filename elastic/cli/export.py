@@ -25,14 +25,16 @@ def export(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="A checkpoint: extracted, stock, or an embedder. Family, elastic-onnx: universal."
+            metavar="DIR", help="A checkpoint: extracted, stock, or an embedder. For several subnets: universal."
         ),
     ],
     output: Output,
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="onnx; tensorrt; family (several subnets, one file of weights); elastic-onnx (one graph)."
+            "--to",
+            help="onnx; tensorrt; family (several subnets, one file of weights); elastic-onnx (one graph). Of a universal "
+            "model, tensorrt makes a family of engines.",
         ),
     ] = ONNX,
     embedding_dim: Annotated[
@@ -72,6 +74,14 @@ def export(
     unmeasured: Annotated[
         bool, typer.Option("--unmeasured", help="Do not measure the quality of subnets.", rich_help_panel=SEVERAL)
     ] = False,
+    for_profiling: Annotated[
+        bool,
+        typer.Option(
+            "--for-profiling",
+            help="Family: the fewest subnets whose latencies tell those of all others, for `elastic profile`.",
+            rich_help_panel=SEVERAL,
+        ),
+    ] = False,
     routed: Annotated[
         bool,
         typer.Option("--routed", help="elastic-onnx: with the model's routers inside.", rich_help_panel=SEVERAL),
@@ -101,25 +111,43 @@ def export(
     """Export a model to ONNX, or for TensorRT, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
+    several = to == FAMILY or (to == TENSORRT and _is_universal(folder))
+    quantizing = bool(calibration or recipe or exclude or sensitivity or max_drop or fp16_norms or fp16_io)
     for name, given, targets in (
-        ("--subnet", subnet, (FAMILY,)),
-        ("--flops", flops, (FAMILY,)),
-        ("--unmeasured", unmeasured, (FAMILY, ELASTIC)),
+        ("--subnet", subnet, (FAMILY, TENSORRT)),
+        ("--flops", flops, (FAMILY, TENSORRT)),
+        ("--for-profiling", for_profiling, (FAMILY, TENSORRT)),
+        ("--unmeasured", unmeasured, (FAMILY, ELASTIC, TENSORRT)),
         ("--routed", routed, (ELASTIC,)),
         ("--profile", profile, (TENSORRT,)),
         ("--embedding-dim", embedding_dim, (ONNX, TENSORRT)),
-        ("--precision", precision != "fp32", (ONNX, TENSORRT)),
+        ("--precision", precision != "fp32", (ONNX, TENSORRT, FAMILY)),
     ):
         if given and to not in targets:
             raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {to}; leave it out.")
+    for name, given, wrong in (
+        ("--subnet", subnet, not several),
+        ("--flops", flops, not several),
+        ("--for-profiling", for_profiling, not several),
+        ("--embedding-dim", embedding_dim, several),
+        ("what is asked of a precision", quantizing, several),
+    ):
+        if given and wrong:
+            kind = "one subnet" if several else f"a universal model, and {folder} is none"
+            raise ElasticError(f"{name} is for {kind}; leave it out.")
     from elastic.folder import check_output
 
     for path in filter(None, (output, triton)):
         check_output(path)
-    if to == FAMILY:
+    if several:
         from elastic.cli.export_universal import family_of
+        from elastic.export import TensorRTTarget
 
-        family_of(folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json)
+        family_of(
+            folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json,
+            for_profiling=for_profiling, precision=precision,
+            target=TensorRTTarget(tuple(profile or ()), trt_version) if to == TENSORRT else None,
+        )  # fmt: skip
         _write_triton(output, triton, as_json)
         return
     if to == ELASTIC:
