@@ -118,8 +118,8 @@ def export_family(
     """
     if precision not in PRECISIONS:
         raise CheckpointError(
-            f"a family is {' or '.join(PRECISIONS)}, not {precision}, of which subnets do not share weights; export each "
-            f"on its own (`elastic extract`, then --precision {precision})."
+            f"a family is {' or '.join(PRECISIONS)}, not {precision}, whose subnets share no weights; export each on "
+            f"its own (`elastic extract`, then --precision {precision})."
         )
     ordered = sorted(members, key=lambda member: -(member.cost or {}).get("flops", 0))
     check_names([member.name for member in ordered])

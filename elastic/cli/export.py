@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ONNX, FAMILY, ELASTIC, TENSORRT = "onnx", "family", "elastic-onnx", "tensorrt"
 TARGETS = (ONNX, FAMILY, ELASTIC, TENSORRT)
+ENGINES_OF_SEVERAL = "tensorrt of a universal model"
 SEVERAL, ENGINES = "Families and elastic graphs", "TensorRT and serving"
 
 
@@ -33,8 +34,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="onnx; tensorrt; family (several subnets, one file of weights); elastic-onnx (one graph). Of a universal "
-            "model, tensorrt makes a family of engines.",
+            help="onnx; tensorrt (of a universal model: a family of engines); family (several subnets, one file of "
+            "weights); elastic-onnx (one graph).",
         ),
     ] = ONNX,
     embedding_dim: Annotated[
@@ -111,35 +112,27 @@ def export(
     """Export a model to ONNX, or for TensorRT, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
-    several = to == FAMILY or (to == TENSORRT and _is_universal(folder))
-    quantizing = bool(calibration or recipe or exclude or sensitivity or max_drop or fp16_norms or fp16_io)
+    from elastic.checkpoint import is_universal
+
+    made = ENGINES_OF_SEVERAL if to == TENSORRT and is_universal(folder) else to
     for name, given, targets in (
-        ("--subnet", subnet, (FAMILY, TENSORRT)),
-        ("--flops", flops, (FAMILY, TENSORRT)),
-        ("--for-profiling", for_profiling, (FAMILY, TENSORRT)),
-        ("--unmeasured", unmeasured, (FAMILY, ELASTIC, TENSORRT)),
+        ("--subnet", subnet, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--flops", flops, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--for-profiling", for_profiling, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--unmeasured", unmeasured, (FAMILY, ELASTIC, ENGINES_OF_SEVERAL)),
         ("--routed", routed, (ELASTIC,)),
-        ("--profile", profile, (TENSORRT,)),
+        ("--profile", profile and to != TENSORRT, (TENSORRT,)),
         ("--embedding-dim", embedding_dim, (ONNX, TENSORRT)),
-        ("--precision", precision != "fp32", (ONNX, TENSORRT, FAMILY)),
+        ("--precision", precision != "fp32" and to == ELASTIC, (ONNX, TENSORRT, FAMILY)),
+        ("--calibration", calibration, (ONNX, TENSORRT)),
     ):
-        if given and to not in targets:
-            raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {to}; leave it out.")
-    for name, given, wrong in (
-        ("--subnet", subnet, not several),
-        ("--flops", flops, not several),
-        ("--for-profiling", for_profiling, not several),
-        ("--embedding-dim", embedding_dim, several),
-        ("what is asked of a precision", quantizing, several),
-    ):
-        if given and wrong:
-            kind = "one subnet" if several else f"a universal model, and {folder} is none"
-            raise ElasticError(f"{name} is for {kind}; leave it out.")
+        if given and made not in targets:
+            raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {made}; leave it out.")
     from elastic.folder import check_output
 
     for path in filter(None, (output, triton)):
         check_output(path)
-    if several:
+    if made in (FAMILY, ENGINES_OF_SEVERAL):
         from elastic.cli.export_universal import family_of
         from elastic.export import TensorRTTarget
 

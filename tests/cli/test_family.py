@@ -44,10 +44,11 @@ def test_subnets_and_budgets_become_a_family(universal_dir, tmp_path):
 
 def test_options_that_do_not_go_together_are_refused(universal_dir, tmp_path):
     out = "-o", tmp_path / "out"
-    refused(elastic("export", universal_dir, "--flops", "50%", *out), "--flops is for --to family, not for onnx")
+    message = "--flops is for --to family or tensorrt of a universal model, not for onnx"
+    refused(elastic("export", universal_dir, "--flops", "50%", *out), message)
     refused(
         elastic("export", universal_dir, "--to", "family", "--precision", "int8", *out),
-        "--precision is for --to onnx or tensorrt, not for family",
+        "a family is fp32 or fp16, not int8",
     )
     refused(elastic("export", universal_dir, "--to", "familly", *out), "did you mean 'family'")
     same = "--subnet", tmp_path / "a" / "s.json", "--subnet", tmp_path / "b" / "s.json"
