@@ -35,7 +35,10 @@ def subnets_to_profile(space: ResolvedSpace) -> dict[str, Subnet]:
         space,
         ffn=_with_middle(space.ffn),
         heads=_with_middle(space.heads),
-        **{axis: _ends(getattr(space, axis)) for axis in ("layers", "attention", "mlp", "exit")},
+        layers=_ends(space.layers),
+        attention=_ends(space.attention),
+        mlp=_ends(space.mlp),
+        exit=_ends(space.exit),
         # Costs do not depend on how much of an embedding is kept.
         embedding_dim=space.embedding_dim[-1:],
     )
