@@ -80,7 +80,13 @@ def family_of(
     )
     for profile in report.manifest.profiles:
         typer.echo(f"Profile {profile}")
-    _say_next(output, report.manifest, for_profiling)
+    if for_profiling or target:
+        build = ["python3 -m runtime build"] if target else []
+        sizes = _sizes(universal, report.manifest) if for_profiling else ""
+        measure = f"python3 -m runtime profile{sizes} -o table.json" if for_profiling else "python3 -m runtime bench"
+        note(f"Next, on the device: {'; '.join([f'cd {output.name}', *build, measure])}")
+    else:
+        _say_next(output, report.manifest)
 
 
 def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, as_json: bool) -> None:
@@ -128,15 +134,18 @@ def _prepare(
     return read_universal(folder, universal.model, preprocess), members
 
 
-def _say_next(output: Path, manifest: Manifest, for_profiling: bool = False) -> None:
+def _sizes(universal: Universal, manifest: Manifest) -> str:
+    """Return the options of `profile` for the input sizes that costs are computed for."""
+    shape = next(iter(universal.input_shapes.values()))
+    sizes = {"batch": shape[0]} if shape[0] != 1 else {}
+    if manifest.inputs[0].has_sequence:
+        sizes["sequence"] = shape[1]
+    return "".join(f" --{name} {size}" for name, size in sizes.items())
+
+
+def _say_next(output: Path, manifest: Manifest) -> None:
     smallest = manifest.members[-1].name
-    commands = [f"cd {output.name}", *(["python3 -m runtime build"] if manifest.profiles else [])]
-    if for_profiling:
-        note(f"Next, on the device: {'; '.join(commands)}; python3 -m runtime profile -o table.json")
-    elif manifest.profiles:
-        note(f"Next, on the device: {'; '.join(commands)}; python3 -m runtime bench")
-    else:
-        note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {smallest} ...")
+    note(f"Next: elastic verify {output}; elastic bench {output}; elastic run {output} --subnet {smallest} ...")
 
 
 def _name(subnet: str, number: int) -> str:

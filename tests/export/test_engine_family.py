@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx
 import pytest
 
 from elastic.errors import CheckpointError
-from elastic.export import TensorRTTarget, export_family, lint_for_tensorrt, read_bundle
+from elastic.export import TensorRTTarget, export_family, lint_for_tensorrt, read_bundle, write_triton
 from elastic.export.runtime import engine
 from elastic.export.runtime.__main__ import main
 from elastic.export.runtime.build import build
@@ -207,6 +208,17 @@ def test_a_decoders_members_share_the_profiles(install, exported_engines, tmp_pa
     install()
     build(folder, subnets=["M"])
     assert verify(folder).subnets.keys() == {"M"}
+
+
+def test_every_member_is_a_model_for_triton(install, bundle_dir, tmp_path):  # noqa: F811
+    assert write_triton(bundle_dir, tmp_path / "repository") == ("bert_xl", "bert_m")
+    install()
+    build(bundle_dir)
+    command = ["sh", str(tmp_path / "repository" / "install_engines.sh"), str(bundle_dir)]
+    subprocess.run(command, check=True)
+    for name, member in (("bert_xl", "XL"), ("bert_m", "M")):
+        plan = (tmp_path / "repository" / name / "1" / "model.plan").read_bytes()
+        assert json.loads(plan)["graph"].endswith(f"{member}.onnx")
 
 
 def test_half_precision_shares_weights_too(exported_engines, install, tmp_path):  # noqa: F811
