@@ -136,7 +136,7 @@ def export(
 
         family_of(
             folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json,
-            for_profiling=for_profiling, precision=precision,
+            for_profiling=for_profiling, precision=precision or "fp32",
             target=TensorRTTarget(tuple(profile or ()), trt_version) if to == TENSORRT else None,
         )  # fmt: skip
         _write_triton(output, triton, as_json)
