@@ -23,7 +23,7 @@ from elastic.nested import get_elastic
 from elastic.space import Subnet
 
 from .embedder import Exportable
-from .graph import IR_VERSION, OPSET, check_file, output_specs, trace
+from .graph import IR_VERSION, OPSET, check_file, output_specs, trace, write_graph
 from .inputs import ModelInputs, describe_inputs
 from .layout import row_blocks, store_by_rows
 from .manifest import tool_versions, write_manifest
@@ -208,9 +208,11 @@ def _trace(
     path = work / f"{member.name}.onnx"
     outputs = output_specs(graph)
     if precision != FP32:
-        ir.save(graph, path)
-        apply_precision(path, precision, PrecisionOptions(), described.specs, outputs)
-        graph = ir.load(path)
+        own = work / member.name
+        own.mkdir()
+        lowered = write_graph(graph, own)
+        apply_precision(lowered, precision, PrecisionOptions(), described.specs, outputs)
+        graph = ir.load(lowered)
     ir.save(graph, path, external_data=f"{member.name}.data")
     return _Traced(
         member=member,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from elastic.checkpoint import read_record
 from elastic.cost import LatencyModel, LatencyTable
 from elastic.export.runtime.__main__ import main
@@ -11,9 +13,18 @@ from elastic.pipeline import Universal
 from tests.cli.conftest import elastic
 
 
-def test_what_is_profiled_tells_the_whole_space(universal_dir, tmp_path, capsys):
+@pytest.fixture(params=[{"ffn": [0.5, 1.0]}, pytest.param(None, marks=pytest.mark.slow)], ids=["small", "whole"])
+def universal(request, universal_copy):
+    """A universal model with a small space, of which few subnets are traced, and as it was trained."""
+    if request.param:
+        record = json.loads((universal_copy / "elastic.json").read_text())
+        (universal_copy / "elastic.json").write_text(json.dumps(record | {"space": request.param, "granularities": {}}))
+    return universal_copy
+
+
+def test_what_is_profiled_tells_the_whole_space(universal, tmp_path, capsys):
     bundle, table_file = tmp_path / "bundle", tmp_path / "table.json"
-    made = elastic("export", universal_dir, "--to", "family", "--for-profiling", "-o", bundle)
+    made = elastic("export", universal, "--to", "family", "--for-profiling", "-o", bundle)
     assert made.code == 0, made.err
     assert "Next, on the device: cd bundle; python3 -m runtime profile -o table.json" in made.err
     members = json.loads((bundle / "manifest.json").read_text())["members"]
@@ -21,10 +32,10 @@ def test_what_is_profiled_tells_the_whole_space(universal_dir, tmp_path, capsys)
     assert members[0]["name"] == "largest"
     assert main(["profile", str(bundle), "-o", str(table_file), "--rounds", "3"]) == 0
     assert capsys.readouterr().out.count("median") == len(members)
-    model = LatencyModel.fit(LatencyTable.read(table_file), read_record(universal_dir).input_shapes)
-    model.check_covers(Universal.open(universal_dir).elastic.resolved)
+    model = LatencyModel.fit(LatencyTable.read(table_file), read_record(universal).input_shapes)
+    model.check_covers(Universal.open(universal).elastic.resolved)
     found = elastic(
-        "search", universal_dir, "--latency", "100%", "--table", table_file, "--candidates", 2, "--method", "heuristic"
+        "search", universal, "--latency", "100%", "--table", table_file, "--candidates", 2, "--method", "heuristic"
     )
     assert found.code == 0, found.err
     assert f"from {len(members)} measured subnets; mean error on those left out of the fit: latency " in found.err
