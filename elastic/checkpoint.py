@@ -88,6 +88,15 @@ def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Pa
     return record
 
 
+def is_universal(folder: Path) -> bool:
+    """Whether a folder holds a universal model.
+
+    Raises:
+        CheckpointError: if its record cannot be read.
+    """
+    return (folder / RECORD_NAME).is_file() and read_record(folder).kind == "universal"
+
+
 def read_record(folder: Path) -> CheckpointRecord:
     """Read ``elastic.json`` of a checkpoint folder.
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elastic.errors import CheckError, CheckpointError
 
 from .runtime import bench, build, manifest, profile, run, verify
-from .runtime.bench import BenchReport, ComparisonReport
+from .runtime.bench import BenchReport, ComparisonReport, Timing
 from .runtime.build import BuildReport
 from .runtime.deadline import read_milliseconds
 from .runtime.errors import BundleError, VerificationError
@@ -19,6 +20,9 @@ from .runtime.members import Session
 from .runtime.profile import ProfileReport
 from .runtime.run import RunReport
 from .runtime.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 @contextmanager
@@ -60,12 +64,7 @@ def bench_bundle(
     subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
-    past: int = 0,
-    threads: int = 1,
-    spinning: bool = True,
-    warmup: int = 5,
-    rounds: int = 50,
-    backend: str | None = None,
+    **timing: Unpack[Timing],
 ) -> BenchReport:
     """Measure the latency of a bundle on this machine: of ``subnet`` (by default the largest) if it has several.
 
@@ -74,18 +73,7 @@ def bench_bundle(
         CheckError: if its graph is not the exported one.
     """
     with _elastic_errors():
-        return bench.bench(
-            Path(path),
-            subnet=subnet,
-            batch=batch,
-            sequence=sequence,
-            past=past,
-            threads=threads,
-            spinning=spinning,
-            warmup=warmup,
-            rounds=rounds,
-            backend=backend,
-        )
+        return bench.bench(Path(path), subnet=subnet, batch=batch, sequence=sequence, **timing)
 
 
 def bench_subnets(
@@ -93,12 +81,7 @@ def bench_subnets(
     *,
     batch: int = 1,
     sequence: int | None = None,
-    past: int = 0,
-    threads: int = 1,
-    spinning: bool = True,
-    warmup: int = 5,
-    rounds: int = 50,
-    backend: str | None = None,
+    **timing: Unpack[Timing],
 ) -> ComparisonReport:
     """Measure all subnets of a bundle, which take turns in one process; ratios are to the largest.
 
@@ -107,17 +90,7 @@ def bench_subnets(
         CheckError: if a graph is not the exported one.
     """
     with _elastic_errors():
-        return bench.compare_subnets(
-            Path(path),
-            batch=batch,
-            sequence=sequence,
-            past=past,
-            threads=threads,
-            spinning=spinning,
-            warmup=warmup,
-            rounds=rounds,
-            backend=backend,
-        )
+        return bench.compare_subnets(Path(path), batch=batch, sequence=sequence, **timing)
 
 
 def compare_latency(
@@ -126,12 +99,7 @@ def compare_latency(
     subnet: str | None = None,
     batch: int = 1,
     sequence: int | None = None,
-    past: int = 0,
-    threads: int = 1,
-    spinning: bool = True,
-    warmup: int = 5,
-    rounds: int = 50,
-    backend: str | None = None,
+    **timing: Unpack[Timing],
 ) -> ComparisonReport:
     """Measure bundles that take turns in one process; ratios are to the first of them.
 
@@ -143,16 +111,7 @@ def compare_latency(
     """
     with _elastic_errors():
         return bench.compare_latency(
-            [Path(path) for path in paths],
-            subnet=subnet,
-            batch=batch,
-            sequence=sequence,
-            past=past,
-            threads=threads,
-            spinning=spinning,
-            warmup=warmup,
-            rounds=rounds,
-            backend=backend,
+            [Path(path) for path in paths], subnet=subnet, batch=batch, sequence=sequence, **timing
         )
 
 
@@ -162,12 +121,7 @@ def profile_bundles(
     *,
     batches: Sequence[int] = (1,),
     sequences: Sequence[int] | None = None,
-    past: int = 0,
-    threads: int = 1,
-    spinning: bool = True,
-    warmup: int = 5,
-    rounds: int = 50,
-    backend: str | None = None,
+    **timing: Unpack[Timing],
 ) -> ProfileReport:
     """Measure every subnet of some bundles of one model on this machine, and write its latency table.
 
@@ -177,16 +131,7 @@ def profile_bundles(
     """
     with _elastic_errors():
         return profile.profile(
-            [Path(path) for path in paths],
-            Path(output_file),
-            batches=batches,
-            sequences=sequences,
-            past=past,
-            threads=threads,
-            spinning=spinning,
-            warmup=warmup,
-            rounds=rounds,
-            backend=backend,
+            [Path(path) for path in paths], Path(output_file), batches=batches, sequences=sequences, **timing
         )
 
 
@@ -240,10 +185,10 @@ def build_bundle(
     workspace: str | None = None,
     stripped: bool = False,
     force: bool = False,
-    subnet: str | None = None,
+    subnets: Sequence[str] = (),
     say: Callable[[str], object] = lambda text: None,
 ) -> BuildReport:
-    """Build TensorRT engines on this device, and verify each on the parity samples.
+    """Build TensorRT engines on this device, of all subnets or of some, and verify each on the parity samples.
 
     Raises:
         CheckpointError: if the bundle is not for TensorRT, or TensorRT cannot build it here (says why).
@@ -251,4 +196,4 @@ def build_bundle(
     """
     with _elastic_errors():
         size = build.read_size(workspace) if workspace else None
-        return build.build(Path(path), workspace=size, stripped=stripped, force=force, subnet=subnet, say=say)
+        return build.build(Path(path), workspace=size, stripped=stripped, force=force, subnets=subnets, say=say)

@@ -1,4 +1,9 @@
-"""Exports subnets of a universal model as a family: one small graph each, over one file of weights."""
+"""Exports subnets of a universal model as a family: one small graph each, over one file of weights.
+
+So that TensorRT reads it, an engine from each graph: its parser takes external data whose ``location`` is a file in the
+graph's folder, at any ``offset``, if ``length`` is that of the tensor (``WeightsContext.cpp`` of onnx-tensorrt), and
+refits a stripped engine by the names of initializers, from the same file (``ModelRefitter.cpp``).
+"""
 
 from __future__ import annotations
 
@@ -18,16 +23,24 @@ from elastic.nested import get_elastic
 from elastic.space import Subnet
 
 from .embedder import Exportable
-from .graph import IR_VERSION, OPSET, check_file, output_specs, trace
+from .graph import IR_VERSION, OPSET, check_file, output_specs, trace, write_graph
 from .inputs import ModelInputs, describe_inputs
 from .layout import row_blocks, store_by_rows
 from .manifest import tool_versions, write_manifest
 from .onnx import check_extra_files, check_model, copy_files
 from .parity import MAX_SAMPLE_BYTES, check_parity, reference_samples, samples_to_keep
-from .precision.options import FP32
-from .runtime.manifest import FAMILY, MEMBER_NAME, Manifest, Member, TensorSpec
+from .precision.apply import apply_precision
+from .precision.options import FP16, FP32, PrecisionOptions
+from .profiles import ProfiledInputs
+from .runtime.backend import TENSORRT
+from .runtime.engine import FOLDER as ENGINES
+from .runtime.manifest import FAMILY, MEMBER_NAME, Manifest, Member, Profile, TensorSpec
 from .runtime.samples import Sample, write_samples
+from .tensorrt import SCRIPT_NAME, TensorRTTarget, write_script
 from .weights import WEIGHTS_FILE, share_weights
+
+PRECISIONS = (FP32, FP16)
+"""Those in which the weights of a smaller subnet begin those of a larger one: int8 has scales of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ def export_family(
     members: Sequence[NamedSubnet],
     bundle_dir: Path,
     *,
+    precision: str = FP32,
+    target: TensorRTTarget | None = None,
     wrap: Callable[[PreTrainedModel, Subnet], Exportable] = lambda model, subnet: model,
     preprocess: dict[str, Any] | None = None,
     extra_files: Sequence[Path] = (),
@@ -88,28 +103,43 @@ def export_family(
         model: a universal model with float32 weights.
         members: the subnets; names begin their files' names.
         bundle_dir: a folder that is not there yet.
+        precision: of all members: ``fp32`` or ``fp16``.
+        target: TensorRT, and the sizes that the engine of every member is built for; by default the bundle is for ONNX
+            Runtime.
         wrap: makes what is exported of an extracted model and its subnet: an embedder, for example.
         preprocess: how inputs are prepared, for the manifest.
         extra_files: files to carry along, such as a tokenizer.
 
     Raises:
-        CheckpointError: if no member is given, names collide, or a model is of a kind that has no graph.
+        CheckpointError: if no member is given, names collide, a model is of a kind that has no graph, or the precision
+            is one that is not shared.
         OutputExistsError: if ``bundle_dir`` is there already.
         CheckError: if a graph does not compute what its model computes (says which, and by how much).
     """
+    if precision not in PRECISIONS:
+        raise CheckpointError(
+            f"a family is {' or '.join(PRECISIONS)}, not {precision}, whose subnets share no weights; export each on "
+            f"its own (`elastic extract`, then --precision {precision})."
+        )
     ordered = sorted(members, key=lambda member: -(member.cost or {}).get("flops", 0))
     check_names([member.name for member in ordered])
-    check_extra_files(extra_files, [WEIGHTS_FILE, *(f"{m.name}{end}" for m in ordered for end in (".onnx", ".npz"))])
+    files = [f"{member.name}{end}" for member in ordered for end in (".onnx", ".npz")]
+    check_extra_files(extra_files, [WEIGHTS_FILE, SCRIPT_NAME, ENGINES, *files])
     bundle_dir = Path(bundle_dir)
     with new_folder(bundle_dir) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        traced = [_trace(model, member, wrap, Path(work)) for member in ordered]
+        traced = [_trace(model, member, wrap, Path(work), precision, target) for member in ordered]
         shared = share_weights([one.graph for one in traced], folder)
         limit = MAX_SAMPLE_BYTES // len(traced)
-        entries = [_write(one, folder, limit) for one in traced]
+        entries = [_write(one, folder, limit, precision, target) for one in traced]
         copy_files(extra_files, folder)
         largest, first = traced[0], entries[0]
+        profiles: tuple[Profile, ...] = ()
+        if isinstance(largest.inputs, ProfiledInputs):
+            profiles = largest.inputs.profiles
+            write_script(folder, {entry.graph: entry.inputs for entry in entries}, profiles)
+            preprocess = {**(preprocess or {}), "pad_id": getattr(largest.inputs.base, "pad_id", 0)}
         manifest = Manifest(
-            kind=FAMILY,
+            kind=TENSORRT if target else FAMILY,
             graph=first.graph,
             model_type=largest.model_type,
             architecture=largest.architecture,
@@ -126,6 +156,7 @@ def export_family(
             preprocess=preprocess,
             weights=WEIGHTS_FILE,
             members=tuple(entries),
+            profiles=profiles,
         )
         manifest = write_manifest(folder, manifest)
     return FamilyReport(
@@ -162,42 +193,55 @@ def _trace(
     member: NamedSubnet,
     wrap: Callable[[PreTrainedModel, Subnet], Exportable],
     work: Path,
+    precision: str,
+    target: TensorRTTarget | None,
 ) -> _Traced:
     """Trace one subnet; its weights wait in a file, so that those of all members are never in memory together."""
     small = extract(model, member.subnet).eval()
     exportable = wrap(small, member.subnet)
     check_model(exportable)
-    inputs = describe_inputs(exportable)
+    described = describe_inputs(exportable)
+    inputs: ModelInputs = target.at_profiles(described) if target else described
     samples = reference_samples(exportable, inputs)
     blocks = row_blocks(get_elastic(model).family, model.config, small, member.subnet)
-    graph = trace(exportable, inputs, list(samples[0].outputs), rule=store_by_rows(blocks))
+    graph = trace(exportable, described, list(samples[0].outputs), rule=store_by_rows(blocks))
     path = work / f"{member.name}.onnx"
+    outputs = output_specs(graph)
+    if precision != FP32:
+        own = work / member.name
+        own.mkdir()
+        lowered = write_graph(graph, own)
+        apply_precision(lowered, precision, PrecisionOptions(), described.specs, outputs)
+        graph = ir.load(lowered)
     ir.save(graph, path, external_data=f"{member.name}.data")
     return _Traced(
         member=member,
         graph=ir.load(path),
         inputs=inputs,
-        outputs=output_specs(graph),
+        outputs=outputs,
         samples=samples,
         model_type=model.config.model_type,
         architecture=type(model).__name__,
     )
 
 
-def _write(traced: _Traced, folder: Path, limit: int) -> Member:
+def _write(traced: _Traced, folder: Path, limit: int, precision: str, target: TensorRTTarget | None) -> Member:
     """Write the graph of one member over the shared weights, and compare it with the model."""
-    name = traced.member.name
+    name, inputs, outputs = traced.member.name, traced.inputs, traced.outputs
     path, samples = folder / f"{name}.onnx", f"{name}.npz"
     ir.save(traced.graph, path)
     check_file(path)
-    parity = check_parity(path, traced.inputs, traced.outputs, traced.samples, FP32)
+    if target and isinstance(inputs, ProfiledInputs):
+        target.finish(path, inputs)
+        outputs = inputs.fix(outputs)
+    parity = check_parity(path, inputs, outputs, traced.samples, precision)
     write_samples(folder / samples, samples_to_keep(traced.samples, limit))
     return Member(
         name=name,
         graph=path.name,
-        inputs=traced.inputs.specs,
-        outputs=traced.outputs,
-        parity=parity.describe(FP32, samples),
+        inputs=inputs.specs,
+        outputs=outputs,
+        parity=parity.describe(precision, samples),
         subnet=traced.member.subnet.to_dict(),
         cost=traced.member.cost,
         quality=traced.member.quality,

@@ -29,7 +29,7 @@ from .runtime.backend import TENSORRT
 from .runtime.engine import FOLDER as ENGINES_NAME
 from .runtime.manifest import MANIFEST_NAME, Manifest
 from .runtime.samples import Sample, write_samples
-from .tensorrt import SCRIPT_NAME, TensorRTTarget
+from .tensorrt import SCRIPT_NAME, TensorRTTarget, write_script
 
 SAMPLES_NAME = "samples.npz"
 RUNTIME_NAME = "runtime"
@@ -116,6 +116,7 @@ def export_onnx(
             samples = tuple(Sample(cast_inputs(sample.inputs, specs), sample.outputs) for sample in samples)
         if target and isinstance(inputs, ProfiledInputs):
             target.finish(path, inputs)
+            write_script(folder, {path.name: inputs.specs}, inputs.profiles)
             outputs = inputs.fix(outputs)
             preprocess = {**(preprocess or {}), "pad_id": getattr(traced, "pad_id", 0)}
         if precision != FP32 or target:

@@ -232,7 +232,7 @@ def _write_installer(folder: Path, engines: Iterable[tuple[str, str]]) -> None:
         'bundle=$(cd "${1:?the folder of the bundle}" && pwd)',
         'cd "$(dirname "$0")"',
         "install() {",
-        f'    set -- "$2" "$bundle/{ENGINES}/$1".*.plan',
+        f'    set -- "$2" "$bundle/{ENGINES}/$1".????????????????.plan',
         '    if [ $# -ne 2 ] || [ ! -f "$2" ]; then',
         '        echo "$bundle has no engine, or several; run: python3 -m runtime build" >&2',
         "        exit 1",

@@ -22,12 +22,13 @@ def build(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build engines that are there already.")] = False,
     subnet: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this one of a bundle with several subnets.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one of a bundle with several subnets; repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT engines here, and verify each on the parity samples."""
     from elastic.export import build_bundle
 
-    report = build_bundle(bundle, workspace=workspace, stripped=strip, force=force, subnet=subnet, say=note)
+    report = build_bundle(bundle, workspace=workspace, stripped=strip, force=force, subnets=subnet or (), say=note)
     print_report(report, as_json)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ONNX, FAMILY, ELASTIC, TENSORRT = "onnx", "family", "elastic-onnx", "tensorrt"
 TARGETS = (ONNX, FAMILY, ELASTIC, TENSORRT)
+ENGINES_OF_SEVERAL = "tensorrt of a universal model"
 SEVERAL, ENGINES = "Families and elastic graphs", "TensorRT and serving"
 
 
@@ -25,14 +26,16 @@ def export(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="A checkpoint: extracted, stock, or an embedder. Family, elastic-onnx: universal."
+            metavar="DIR", help="A checkpoint: extracted, stock, or an embedder. For several subnets: universal."
         ),
     ],
     output: Output,
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="onnx; tensorrt; family (several subnets, one file of weights); elastic-onnx (one graph)."
+            "--to",
+            help="onnx; tensorrt (of a universal model: a family of engines); family (several subnets, one file of "
+            "weights); elastic-onnx (one graph).",
         ),
     ] = ONNX,
     embedding_dim: Annotated[
@@ -72,6 +75,14 @@ def export(
     unmeasured: Annotated[
         bool, typer.Option("--unmeasured", help="Do not measure the quality of subnets.", rich_help_panel=SEVERAL)
     ] = False,
+    for_profiling: Annotated[
+        bool,
+        typer.Option(
+            "--for-profiling",
+            help="Family: the fewest subnets whose latencies tell those of all others, for `elastic profile`.",
+            rich_help_panel=SEVERAL,
+        ),
+    ] = False,
     routed: Annotated[
         bool,
         typer.Option("--routed", help="elastic-onnx: with the model's routers inside.", rich_help_panel=SEVERAL),
@@ -101,25 +112,33 @@ def export(
     """Export a model to ONNX, or for TensorRT, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
+    made = ENGINES_OF_SEVERAL if to == TENSORRT and _is_universal(folder) else to
     for name, given, targets in (
-        ("--subnet", subnet, (FAMILY,)),
-        ("--flops", flops, (FAMILY,)),
-        ("--unmeasured", unmeasured, (FAMILY, ELASTIC)),
+        ("--subnet", subnet, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--flops", flops, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--for-profiling", for_profiling, (FAMILY, ENGINES_OF_SEVERAL)),
+        ("--unmeasured", unmeasured, (FAMILY, ELASTIC, ENGINES_OF_SEVERAL)),
         ("--routed", routed, (ELASTIC,)),
-        ("--profile", profile, (TENSORRT,)),
+        ("--profile", profile and to != TENSORRT, (TENSORRT,)),
         ("--embedding-dim", embedding_dim, (ONNX, TENSORRT)),
-        ("--precision", precision != "fp32", (ONNX, TENSORRT)),
+        ("--precision", precision != "fp32" and to == ELASTIC, (ONNX, TENSORRT, FAMILY)),
+        ("--calibration", calibration, (ONNX, TENSORRT)),
     ):
-        if given and to not in targets:
-            raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {to}; leave it out.")
+        if given and made not in targets:
+            raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {made}; leave it out.")
     from elastic.folder import check_output
 
     for path in filter(None, (output, triton)):
         check_output(path)
-    if to == FAMILY:
+    if made in (FAMILY, ENGINES_OF_SEVERAL):
         from elastic.cli.export_universal import family_of
+        from elastic.export import TensorRTTarget
 
-        family_of(folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json)
+        family_of(
+            folder, output, subnet or [], flops or [], candidates, not unmeasured, as_json,
+            for_profiling=for_profiling, precision=precision or "fp32",
+            target=TensorRTTarget(tuple(profile or ()), trt_version) if to == TENSORRT else None,
+        )  # fmt: skip
         _write_triton(output, triton, as_json)
         return
     if to == ELASTIC:
@@ -152,6 +171,12 @@ def export(
     if not as_json:
         there = f"on the device: cd {output.name}; python3 -m runtime build"
         note(f"Next: {there if to == TENSORRT else f'elastic verify {output}; elastic bench {output}'}")
+
+
+def _is_universal(folder: Path) -> bool:
+    from elastic.checkpoint import is_universal
+
+    return is_universal(folder)
 
 
 def _write_triton(bundle: Path, repository: Path | None, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from elastic.cli.output import note, print_json, print_table, progress
 from elastic.errors import ElasticError
 
 if TYPE_CHECKING:
-    from elastic.export import FamilySource, Manifest, NamedSubnet
+    from elastic.export import FamilySource, Manifest, NamedSubnet, TensorRTTarget
     from elastic.pipeline import Chosen, Universal
 
 
@@ -25,23 +25,33 @@ def family_of(
     candidates: int,
     measured: bool,
     as_json: bool,
+    *,
+    for_profiling: bool = False,
+    precision: str = "fp32",
+    target: TensorRTTarget | None = None,
 ) -> None:
     """Export subnets of a universal model as graphs over one file of weights, and say what came out."""
     named = {_name(text, number): read_subnet_option(text) for number, text in enumerate(subnets, 1)}
     if len(named) < len(subnets):
         raise ElasticError("two subnets have the same name, which is that of their file; rename one.")
-    from elastic.cost import Budget, format_quantity
+    if for_profiling and (subnets or flops):
+        raise ElasticError("--for-profiling chooses the subnets; leave --subnet and --flops out.")
+    from elastic.cost import Budget, format_quantity, subnets_to_profile
     from elastic.export import export_family
     from elastic.pipeline import Universal, choose_subnets
 
     budgets = {f"flops-{text.strip().rstrip('%')}": Budget(flops=text) for text in flops}
     universal = Universal.open(folder)
+    if for_profiling:
+        named, measured = subnets_to_profile(universal.elastic.resolved), False
     with progress("Measuring candidates") as on_progress:
         chosen = choose_subnets(
             universal, named, budgets, num_candidates=candidates, measured=measured, on_progress=on_progress
         )
     source, members = _prepare(folder, universal, chosen, measured)
-    report = export_family(source.model, members, output, wrap=source.wrap, **source.details)
+    report = export_family(
+        source.model, members, output, precision=precision, target=target, wrap=source.wrap, **source.details
+    )
     if as_json:
         print_json(
             {
@@ -68,7 +78,15 @@ def family_of(
         title=f"Family in {output}: weights {format_quantity(report.weight_bytes)} bytes, "
         f"{format_quantity(report.unshared_bytes)} if they were not shared",
     )
-    _say_next(output, report.manifest)
+    for profile in report.manifest.profiles:
+        typer.echo(f"Profile {profile}")
+    if for_profiling or target:
+        build = ["python3 -m runtime build"] if target else []
+        sizes = _sizes(universal, report.manifest) if for_profiling else ""
+        measure = f"python3 -m runtime profile{sizes} -o table.json" if for_profiling else "python3 -m runtime bench"
+        note(f"Next, on the device: {'; '.join([f'cd {output.name}', *build, measure])}")
+    else:
+        _say_next(output, report.manifest)
 
 
 def elastic_graph_of(folder: Path, output: Path, routed: bool, measured: bool, as_json: bool) -> None:
@@ -114,6 +132,15 @@ def _prepare(
         for one in chosen
     ]
     return read_universal(folder, universal.model, preprocess), members
+
+
+def _sizes(universal: Universal, manifest: Manifest) -> str:
+    """Return the options of `profile` for the input sizes that costs are computed for."""
+    shape = next(iter(universal.input_shapes.values()))
+    sizes = {"batch": shape[0]} if shape[0] != 1 else {}
+    if manifest.inputs[0].has_sequence:
+        sizes["sequence"] = shape[1]
+    return "".join(f" --{name} {size}" for name, size in sizes.items())
 
 
 def _say_next(output: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import typer
 from elastic.cli.bench import Spinning
 from elastic.cli.options import Json
 from elastic.cli.output import note, print_report, reported
+from elastic.cli.verify import Backend
 
 
 @reported
@@ -26,6 +27,7 @@ def profile(
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     spinning: Spinning = True,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls.")] = 50,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Measure every subnet of some bundles, in turns, into this machine's latency table."""
@@ -40,6 +42,7 @@ def profile(
         threads=threads,
         spinning=spinning,
         rounds=rounds,
+        backend=backend,
     )
     print_report(report, as_json)
     note(f"Next, with the universal model: elastic search DIR --latency 8ms --table {output}")

@@ -6,6 +6,7 @@ from elastic.cost.latency import LatencyModel
 from elastic.cost.latency_table import LatencyTable
 from elastic.cost.model import CostModel, peak_activation_bytes
 from elastic.cost.phases import PHASES, DecoderCostModel, Phase
+from elastic.cost.profiling import subnets_to_profile
 
 __all__ = [
     "Budget",
@@ -23,4 +24,5 @@ __all__ = [
     "parse_quantity",
     "peak_activation_bytes",
     "spent",
+    "subnets_to_profile",
 ]

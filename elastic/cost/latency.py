@@ -47,13 +47,13 @@ class Additive:
     def fit(cls, measured: Mapping[Subnet, float]) -> Additive:
         """Fit curves that are straight, or that bend at the measured widths, as left-out subnets decide."""
         heads, ffn = ({w for s in measured for w in getattr(s, axis) if w} or {1} for axis in ("heads", "ffn"))
-        fits = [_leave_one_out(measured, *knots) for knots in itertools.product(_shapes(heads), _shapes(ffn))]
+        fits = [_leave_one_out(measured, *knots) for knots in itertools.product(curves(heads), curves(ffn))]
         # The first is the simplest, and min() keeps it between equals.
         return min(fits, key=lambda fit: fit[0])[1]
 
     def predict(self, subnet: Subnet) -> float | None:
         """Return the cost of a subnet, or None where the measured subnets do not tell it."""
-        x = _features(subnet, self.heads_knots, self.ffn_knots)
+        x = features(subnet, self.heads_knots, self.ffn_knots)
         if x is None or np.linalg.norm(np.array(self.projection) @ x - x) > _DETERMINED * np.linalg.norm(x):
             return None
         return float(x @ np.array(self.coefficients))
@@ -152,7 +152,8 @@ class LatencyModel:
     def _untold(self, subnet: Subnet) -> BudgetError:
         return BudgetError(
             f"the {self.num_measured} subnets in the latency table {self.table.path} do not tell what "
-            f"{subnet.describe()} needs; profile a bundle of that subnet too."
+            f"{subnet.describe()} needs; profile a bundle of that subnet too, or one from `elastic export --to family "
+            "--for-profiling`, which tells all."
         )
 
 
@@ -161,12 +162,12 @@ def _predict(models: Mapping[int | None, Additive], subnet: Subnet) -> float | N
     return None if model is None else model.predict(subnet)
 
 
-def _shapes(widths: set[int]) -> list[Knots]:
+def curves(widths: set[int]) -> list[Knots]:
     """Return the knots of a straight line, and of one that bends at every width; of two widths both are the same."""
     return [(0, max(widths)), *([tuple(sorted(widths))] if len(widths) > 2 else [])]
 
 
-def _features(subnet: Subnet, heads_knots: Knots, ffn_knots: Knots) -> Vector | None:
+def features(subnet: Subnet, heads_knots: Knots, ffn_knots: Knots) -> Vector | None:
     """Return what the coefficients multiply, or None for a subnet that is wider than all that were measured."""
     if max(subnet.heads) > heads_knots[-1] or max(subnet.ffn) > ffn_knots[-1]:
         return None
@@ -183,7 +184,7 @@ def _curve(widths: tuple[int, ...], knots: Knots) -> tuple[float, ...]:
 
 
 def _fit(measured: Mapping[Subnet, float], heads_knots: Knots, ffn_knots: Knots) -> Additive:
-    rows = [_features(subnet, heads_knots, ffn_knots) for subnet in measured]
+    rows = [features(subnet, heads_knots, ffn_knots) for subnet in measured]
     x = np.array([row for row in rows if row is not None])
     y = np.array([value for row, value in zip(rows, measured.values(), strict=True) if row is not None])
     scale = np.maximum(np.abs(x).max(axis=0), 1e-12)
@@ -210,7 +211,7 @@ def _leave_one_out(measured: Mapping[Subnet, float], heads_knots: Knots, ffn_kno
         if not others:
             continue
         fit = _fit(others, heads_knots, ffn_knots)
-        x = _features(subnet, heads_knots, ffn_knots)
+        x = features(subnet, heads_knots, ffn_knots)
         assert x is not None  # The knots reach to the widest subnet.
         error = abs(float(x @ np.array(fit.coefficients)) - value) / value
         every.append(error)

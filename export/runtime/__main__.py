@@ -43,7 +43,7 @@ def _run_command(options: argparse.Namespace) -> Report:
             workspace=read_size(options.workspace) if options.workspace else None,
             stripped=options.strip,
             force=options.force,
-            subnet=options.subnet,
+            subnets=options.subnet or (),
             say=lambda text: sys.stderr.write(f"{text}\n"),
         )
     runs: dict[str, Any] = {"threads": options.threads, "backend": options.backend}
@@ -84,6 +84,7 @@ def describe(report: Report) -> str:
         return (
             f"{report.bundle}: {report.files} files are intact; largest difference {report.max_abs_diff:.2e} over "
             f"{report.samples} samples ({report.precision} allows {report.tolerance:g}; on {report.backend}).{subnets}"
+            + "".join(f"\n  {name}: no engine is built" for name in report.not_built)
         )
     if isinstance(report, BuildReport):
         engines = [
@@ -170,7 +171,9 @@ def _parser() -> argparse.ArgumentParser:
         "--strip", action="store_true", help="take the weights from the bundle when an engine is loaded"
     )
     engines.add_argument("--force", action="store_true", help="build engines that are there already")
-    engines.add_argument("--subnet", metavar="NAME", help="only this one of a bundle with several")
+    engines.add_argument(
+        "--subnet", metavar="NAME", action="append", help="only this one of a bundle with several; repeatable"
+    )
     return parser
 
 

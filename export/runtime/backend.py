@@ -8,7 +8,7 @@ from typing import Any
 
 from .cuda import Cuda
 from .device import Device, open_device, open_tensorrt
-from .engine import find_engine, has_engines, identify, other_devices, read_engine
+from .engine import Identity, find_engine, has_engines, identify, other_devices, read_engine
 from .engine_session import EngineSession, Scratch
 from .errors import BundleError
 from .manifest import Manifest, weights_of
@@ -31,6 +31,10 @@ class OnnxRuntime:
         """Name and version of what runs the graphs."""
         return runtime_version()
 
+    def has(self, folder: Path, manifest: Manifest) -> bool:
+        """Whether the one graph of this manifest can be opened: any can."""
+        return True
+
     def open(self, folder: Path, manifest: Manifest) -> Any:
         """Return a session for the one graph of this manifest."""
         return open_graph(folder / manifest.graph, threads=self.threads, spinning=self.spinning)
@@ -51,14 +55,20 @@ class TensorRT:
         """Name and version of what runs the engines."""
         return f"tensorrt {self.trt.__version__}"
 
+    def has(self, folder: Path, manifest: Manifest) -> bool:
+        """Whether an engine of the one graph of this manifest was built for this device."""
+        return find_engine(folder, self._identify(manifest)) is not None
+
+    def _identify(self, manifest: Manifest) -> Identity:
+        return identify(manifest, self.device, weights_of(manifest))
+
     def open(self, folder: Path, manifest: Manifest) -> Any:
         """Return a session for the engine of the one graph of this manifest.
 
         Raises:
             BundleError: if there is no engine for this device (says which there are).
         """
-        identity = identify(manifest, self.device, weights_of(manifest))
-        record = find_engine(folder, identity)
+        record = find_engine(folder, self._identify(manifest))
         if record is None:
             others = other_devices(folder, manifest.graph)
             there = f" (there are engines for {'; '.join(others)})" if others else ""

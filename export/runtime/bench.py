@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,23 @@ from .samples import read_samples
 from .session import Bundle
 
 DEFAULT_SEQUENCE = 128
+
+
+class Timing(TypedDict, total=False):
+    """What all that measure latencies take; the defaults are those of `bench`."""
+
+    past: int
+    """Tokens that a decoder has cached."""
+    threads: int
+    """Of one operator, on ONNX Runtime."""
+    spinning: bool
+    """Whether threads wait actively for work."""
+    warmup: int
+    """Rounds that are not counted."""
+    rounds: int
+    """Rounds that are counted."""
+    backend: str | None
+    """``onnxruntime`` or ``tensorrt``; by default TensorRT where engines were built."""
 
 
 @dataclass(frozen=True)

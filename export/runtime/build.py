@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def build(
     workspace: int | None = None,
     stripped: bool = False,
     force: bool = False,
-    subnet: str | None = None,
+    subnets: Sequence[str] = (),
     say: Callable[[str], object] = lambda text: None,
 ) -> BuildReport:
     """Build an engine for every graph of a bundle, and verify each on the parity samples.
@@ -55,7 +55,7 @@ def build(
         workspace: bytes of scratch memory that a kernel may use at most.
         stripped: leave the weights out of the engines; they come from the bundle when an engine is loaded.
         force: build in any case.
-        subnet: only this member of a bundle with several.
+        subnets: only these members of a bundle with several.
         say: is told what is done, before it takes minutes.
 
     Raises:
@@ -72,11 +72,11 @@ def build(
     settings = Settings(stripped=stripped, workspace=workspace)
     trt = open_tensorrt()
     device, cuda = open_device(trt)
-    weights = weights_of(manifest)
+    wanted = members_of(manifest, subnets)
+    check_files(folder, manifest, dict.fromkeys(name for one in wanted for name in _needed(one)))
     records, reused = [], 0
-    for one in members_of(manifest, subnet):
-        check_files(folder, manifest, [one.graph, *weights, one.parity.samples])
-        identity = identify(one, device, weights)
+    for one in wanted:
+        identity = identify(one, device, weights_of(one))
         record = None if force else find_engine(folder, identity)
         if record is not None and record.settings == asdict(settings):
             reused += 1
@@ -85,6 +85,10 @@ def build(
             record = _build_one(trt, cuda, folder, one, identity, settings)
         records.append(record)
     return BuildReport(str(folder), str(device), tuple(records), reused)
+
+
+def _needed(manifest: Manifest) -> list[str]:
+    return [manifest.graph, *weights_of(manifest), manifest.parity.samples]
 
 
 def _build_one(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Session:
     manifest: Manifest
     backend: Backend
     latencies: Latencies = field(default_factory=Latencies)
+    clock: Callable[[], float] = time.perf_counter
+    """What calls are timed by, in seconds."""
     _graphs: dict[str, Any] = field(default_factory=dict, init=False)
     _bundles: dict[str | None, Bundle] = field(default_factory=dict, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
@@ -52,19 +55,25 @@ class Session:
         check_files(folder, manifest, weights_of(manifest))
         return cls(folder, manifest, choose_backend(folder, manifest, backend, threads=threads, spinning=spinning))
 
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """The members that run here, largest first: for TensorRT those whose engines are built, else all."""
+        found = [one for one in self.manifest.members if self.backend.has(self.folder, self.manifest.of(one))]
+        return tuple(found) or self.manifest.members
+
     @property
     def names(self) -> tuple[str | None, ...]:
-        """The subnets, largest first."""
-        return tuple(member.name for member in self.manifest.members) or (None,)
+        """The subnets that run here, largest first."""
+        return tuple(member.name for member in self.members) or (None,)
 
     def bundle(self, subnet: str | None = None) -> Bundle:
-        """Return one subnet (by default the largest), loaded.
+        """Return one subnet (by default the largest that runs here), loaded.
 
         Raises:
             BundleError: if there is no such subnet, or its graph cannot be loaded.
             VerificationError: if its graph is not the exported one.
         """
-        member = choose_member(self.manifest, subnet)
+        member = choose_member(self.manifest, subnet or self.names[0])
         name, one = (None, self.manifest) if member is None else (member.name, self.manifest.of(member))
         with self._lock:
             if one.graph not in self._graphs:
@@ -93,9 +102,9 @@ class Session:
         bundle = self.bundle(subnet)
         inputs = with_cache(bundle.manifest, inputs)
         sizes = bundle.sizes(inputs)
-        started = time.perf_counter()
+        started = self.clock()
         outputs = bundle.compute(inputs)
-        milliseconds = 1e3 * (time.perf_counter() - started)
+        milliseconds = 1e3 * (self.clock() - started)
         self.latencies.record(subnet or self.names[0], sizes, milliseconds)
         return outputs
 
@@ -138,8 +147,8 @@ class Session:
 
     def _that_take(self, inputs: dict[str, Array]) -> list[Member]:
         """Return the members that take inputs of these names and constant sizes; the largest if none does."""
-        found = [member for member in self.manifest.members if _takes(self.manifest.of(member), inputs)]
-        return found or list(self.manifest.members[:1])
+        found = [member for member in self.members if _takes(self.manifest.of(member), inputs)]
+        return found or list(self.members[:1])
 
 
 def _takes(manifest: Manifest, inputs: dict[str, Array]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .bench import check_rounds, make_inputs, take_turns
+from .engine import write_whole
 from .errors import BundleError
 from .manifest import ELASTIC, Manifest, Member
 from .members import Session
@@ -156,7 +157,7 @@ def profile(
         power=None if meter is None else {"rails": list(meter.rails), "idle_w": idle_w},
         measured=tuple(measured),
     )
-    _write(output_file, table)
+    write_whole(output_file, (json.dumps(asdict(table), indent=1, allow_nan=False) + "\n").encode())
     return ProfileReport(str(output_file), table)
 
 
@@ -241,13 +242,3 @@ def _energies(contestants: Sequence[_Contestant], meter: PowerMeter) -> list[flo
                     count += 1
             readings[index].append(None if energy.joules is None else 1000 * energy.joules / count)
     return [None if None in one else float(np.median(np.array(one, dtype=float))) for one in readings]
-
-
-def _write(path: Path, table: LatencyTable) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(asdict(table), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BundleError(f"'{path}' cannot be written: {error.strerror or error}.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,12 +168,12 @@ def choose_member(manifest: Manifest, subnet: str | None) -> Member | None:
     return manifest.members[0] if manifest.members else None
 
 
-def members_of(manifest: Manifest, subnet: str | None = None) -> list[Manifest]:
-    """Return the manifests of all members, or of one; of a bundle of one fixed graph, its own.
+def members_of(manifest: Manifest, subnets: Sequence[str] = ()) -> list[Manifest]:
+    """Return the manifests of all members, or of some; of a bundle of one fixed graph, its own.
 
     Raises:
         BundleError: if there is no such member.
     """
-    if subnet is not None:
-        return [manifest.of(manifest.member(subnet))]
+    if subnets:
+        return [manifest.of(manifest.member(name)) for name in dict.fromkeys(subnets)]
     return [manifest.of(member) for member in manifest.members] or [manifest]

@@ -28,6 +28,8 @@ class VerifyReport:
     subnets: dict[str, float] = field(default_factory=dict)
     """The largest difference of each subnet, where there are several."""
     backend: str = ONNXRUNTIME
+    not_built: tuple[str, ...] = ()
+    """Subnets without an engine for this device, of which the files alone were verified."""
 
 
 def verify(folder: Path, *, threads: int | None = None, backend: str | None = None) -> VerifyReport:
@@ -52,6 +54,7 @@ def verify(folder: Path, *, threads: int | None = None, backend: str | None = No
         tolerance=max([parity.tolerance, *(member.parity.tolerance for member in manifest.members)]),
         backend=session.backend.name,
         subnets={name: difference for name, (_, difference) in found.items() if name is not None},
+        not_built=tuple(member.name for member in manifest.members if member.name not in found),
     )
 
 

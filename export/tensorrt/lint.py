@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from elastic.errors import CheckpointError
 from .operators import INDIRECT, MIN_OPSET, OLDEST, OPERATORS, Version, max_opset
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
+"""What the parser knows of weights beside the graph (``WeightsContext.cpp`` of onnx-tensorrt)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def lint_for_tensorrt(
         [
             *_check_opsets(model, version),
             *_check_dims(model.graph, free),
+            *_check_weights(model.graph),
             *_check_graph(model.graph, version, constants, types),
         ]
     )
@@ -96,6 +100,21 @@ def _check_dims(graph: GraphProto, free: frozenset[str] | None) -> Iterator[Find
                     "",
                     f"dimension {index} of '{value.name}' has the name '{dim.dim_param}' where a number is needed",
                 )
+
+
+def _check_weights(graph: GraphProto) -> Iterator[Finding]:
+    """Check weights beside the graph: what its file is called, and how much of it they are."""
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if unknown := sorted(place.keys() - EXTERNAL_KEYS):
+            yield Finding(
+                "", "", f"the weight '{tensor.name}' lies beside the graph and is described by '{unknown[0]}'"
+            )
+        if ".." in Path(place.get("location", "")).parts:
+            yield Finding("", "", f"the weight '{tensor.name}' lies in '{place['location']}', outside of the folder")
+        size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if place and int(place.get("length") or size) != size:
+            yield Finding("", "", f"the weight '{tensor.name}' has {size} bytes, and {place['length']} of its file")
 
 
 def _check_graph(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elastic.export.runtime.manifest import Profile, TensorSpec
@@ -27,12 +27,10 @@ mkdir -p engines
 """
 
 
-def write_script(
-    folder: Path, graphs: Sequence[str], inputs: Sequence[TensorSpec], profiles: Sequence[Profile]
-) -> Path:
-    """Write the script with one ``trtexec`` line for every graph and profile."""
+def write_script(folder: Path, graphs: Mapping[str, Sequence[TensorSpec]], profiles: Sequence[Profile]) -> Path:
+    """Write the script with one ``trtexec`` line for every graph, of which the inputs are given, and every profile."""
     lines = [_HEAD.rstrip("\n")]
-    for graph in graphs:
+    for graph, inputs in graphs.items():
         stem = Path(graph).stem
         for number, profile in enumerate(profiles):
             plan = f"engines/trtexec.{stem}.profile{number}.plan"

@@ -13,7 +13,6 @@ from elastic.export.profiles import GivenInputs, ProfiledInputs, default_profile
 
 from .lint import lint_for_tensorrt
 from .operators import OPERATORS
-from .script import write_script
 
 KIND = "tensorrt"
 
@@ -37,21 +36,12 @@ class TensorRTTarget:
         return ProfiledInputs(inputs, given or default_profiles(inputs))
 
     def finish(self, graph: Path, inputs: ProfiledInputs) -> None:
-        """Give the graph numbers where all profiles agree, check that TensorRT reads it, and write ``build.sh``.
+        """Give the graph numbers where all profiles agree, and check that TensorRT reads it.
 
         Raises:
             CheckError: if TensorRT would not read the graph (names the operator and the node).
         """
         fix_sizes(graph, fixed_sizes(inputs.profiles))
-        self.check(graph, inputs)
-        write_script(graph.parent, [graph.name], inputs.specs, inputs.profiles)
-
-    def check(self, graph: Path, inputs: ProfiledInputs) -> None:
-        """Check that TensorRT would read a graph.
-
-        Raises:
-            CheckError: if it would not.
-        """
         free = frozenset(dim for spec in inputs.specs for dim in spec.shape if isinstance(dim, str))
         # Operators that are not read at all come first: they say more than how another one is used.
         findings = sorted(lint_for_tensorrt(graph, self.version, free=free), key=lambda one: one.operator in OPERATORS)

@@ -42,12 +42,35 @@ def test_subnets_and_budgets_become_a_family(universal_dir, tmp_path):
     assert result.json["weight_bytes"] < result.json["unshared_bytes"]
 
 
+def test_a_universal_model_becomes_a_family_of_engines(universal_dir, tmp_path):
+    bundle = tmp_path / "bundle"
+    options = "--unmeasured", "--precision", "fp16", "--profile", "batch=2"
+    result = elastic("export", universal_dir, "--to", "tensorrt", *options, "-o", bundle)
+    assert result.code == 0, result.err
+    assert "Profile batch=2" in result.out
+    assert "Next, on the device: cd bundle; python3 -m runtime build; python3 -m runtime bench" in result.err
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert (manifest["kind"], [member["name"] for member in manifest["members"]]) == ("tensorrt", ["XL", "S"])
+    assert manifest["members"][1]["parity"]["precision"] == "fp16"
+    assert elastic("verify", bundle, "--json").json["subnets"].keys() == {"XL", "S"}
+    refused(elastic("build", bundle, "--subnet", "S", "--subnet", "XL"), "TensorRT is not installed")
+    extracted = tmp_path / "extracted"
+    done = elastic("extract", universal_dir, "--subnet", json.dumps(manifest["members"][1]["subnet"]), "-o", extracted)
+    assert done.code == 0, done.err
+    for arguments, message in (
+        ((universal_dir, "--embedding-dim", 8), "is for --to onnx or tensorrt, not for tensorrt of a universal model"),
+        ((extracted, "--subnet", "s.json"), "is for --to family or tensorrt of a universal model, not for tensorrt"),
+    ):
+        refused(elastic("export", *arguments, "--to", "tensorrt", "-o", tmp_path / "out"), message)
+
+
 def test_options_that_do_not_go_together_are_refused(universal_dir, tmp_path):
     out = "-o", tmp_path / "out"
-    refused(elastic("export", universal_dir, "--flops", "50%", *out), "--flops is for --to family, not for onnx")
+    message = "--flops is for --to family or tensorrt of a universal model, not for onnx"
+    refused(elastic("export", universal_dir, "--flops", "50%", *out), message)
     refused(
         elastic("export", universal_dir, "--to", "family", "--precision", "int8", *out),
-        "--precision is for --to onnx or tensorrt, not for family",
+        "a family is fp32 or fp16, not int8",
     )
     refused(elastic("export", universal_dir, "--to", "familly", *out), "did you mean 'family'")
     same = "--subnet", tmp_path / "a" / "s.json", "--subnet", tmp_path / "b" / "s.json"

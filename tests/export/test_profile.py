@@ -73,7 +73,9 @@ def test_the_commands_write_the_same_kind_of_table(bundles, tmp_path, capsys):
 
     folders = [folder for folder, _ in bundles]
     sizes = ["--batch", "2", "--sequence", "8", "--sequence", "12", "--rounds", "2"]
-    result = elastic("profile", *folders, "-o", tmp_path / "a.json", *sizes, "--no-spinning")
+    result = elastic(
+        "profile", *folders, "-o", tmp_path / "a.json", *sizes, "--no-spinning", "--backend", "onnxruntime"
+    )
     assert result.code == 0, result.err
     assert "large (batch 2, sequence 8): median" in result.out
     assert main(["profile", *map(str, folders), "-o", str(tmp_path / "b.json"), *sizes, "--json"]) == 0
@@ -85,6 +87,8 @@ def test_the_commands_write_the_same_kind_of_table(bundles, tmp_path, capsys):
     again = elastic("profile", *folders, "-o", tmp_path / "a.json")
     assert again.code == 2
     assert "is there already" in again.err
+    engines = elastic("profile", *folders, "-o", tmp_path / "c.json", "--backend", "tensorrt")
+    assert (engines.code, "is not for TensorRT" in engines.err) == (2, True)
 
 
 def test_an_elastic_graph_is_measured_block_by_block(exported):

@@ -7,14 +7,19 @@ import importlib.util
 import numpy as np
 import pytest
 
+from elastic.export import TensorRTTarget, export_family
 from elastic.export.runtime.bench import bench
 from elastic.export.runtime.build import build
 from elastic.export.runtime.device import open_device, open_tensorrt
 from elastic.export.runtime.errors import BundleError
 from elastic.export.runtime.generate import generate
+from elastic.export.runtime.members import Session
 from elastic.export.runtime.session import Bundle
 from elastic.export.runtime.verify import verify
+from tests.conftest import make_tiny_elastic
 from tests.export.small_bundles import TEXT_INPUTS, draw, write_bundle
+from tests.export.test_family import HALF, named
+from tests.tiny import MODELS
 
 
 def missing() -> str | None:
@@ -61,3 +66,24 @@ def test_a_decoder_generates_the_same_tokens(tmp_path):
     ids = np.array([[3, 1, 4]])
     expected = generate(Bundle.open(folder, backend="onnxruntime"), ids, max_new_tokens=6)
     np.testing.assert_array_equal(generate(Bundle.open(folder), ids, max_new_tokens=6), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("stripped", [False, True])
+def test_a_family_of_engines_shares_one_file_of_weights(tmp_path, precision, stripped):
+    model, folder = make_tiny_elastic(MODELS["bert"]()), tmp_path / "family"
+    target = TensorRTTarget(("sequence=8", "sequence=16"))
+    export_family(model, named(model, M=HALF), folder, precision=precision, target=target)
+    assert build(folder, subnets=["M"], stripped=stripped).reused == 0
+    assert Session.open(folder).names == ("M",)
+    assert build(folder, stripped=stripped).reused == 1
+    report = verify(folder)
+    assert (report.backend, report.subnets.keys()) == ("tensorrt", {"XL", "M"})
+    session, reference = Session.open(folder), Session.open(folder, backend="onnxruntime")
+    tolerance = session.manifest.parity.tolerance
+    for seed, name in enumerate(["XL", "M"] * 3):
+        inputs = draw(session.manifest.inputs, {"sequence": 5 + seed}, seed)
+        for output, expected in reference.run(inputs, subnet=name).items():
+            np.testing.assert_allclose(session.run(inputs, subnet=name)[output], expected, atol=tolerance)
+    session.warm_up(inputs)
+    assert session.choose(inputs, 1e6) == "XL"

@@ -60,6 +60,25 @@ def test_what_would_be_refused_is_named(model, message):
     assert message in found[0]
 
 
+def beside(**place):
+    model = one_node("Add", ("x", "w"), {"w": np.ones((1, 4), np.float32)})
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "weights.bin", "offset": "64", "length": "16", **place}.items():
+        tensor.external_data.add(key=key, value=value)
+    return model
+
+
+def test_weights_beside_the_graph_may_be_a_part_of_a_file():
+    assert problems(beside()) == problems(beside(offset="0", checksum="1")) == []
+    assert problems(beside(location="../weights.bin")) == [
+        "the weight 'w' lies in '../weights.bin', outside of the folder"
+    ]
+    assert problems(beside(length="64")) == ["the weight 'w' has 16 bytes, and 64 of its file"]
+    assert problems(beside(basepath="/")) == ["the weight 'w' lies beside the graph and is described by 'basepath'"]
+
+
 @pytest.mark.parametrize(
     "model",
     [
