@@ -4,8 +4,8 @@
 
 The real MiniLM as an embedder, batch 1, one thread of ONNX Runtime. Ratios are of this process's CPU time, medians over
 rounds in which both run, in alternating order. Memory is what loading and running one graph adds to a fresh process
-(unique set size), at 256 tokens. Switching is the time of a call after one with another subnet, less that of a call
-after one with the same.
+(unique set size; peak: resident set size), at 256 tokens, medians over processes that take turns. Switching is the
+time of a call after one with another subnet, less that of a call after one with the same.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ LAYERS = 6
 MEMORY = """
 import pathlib, re, sys
 import numpy as np
-from elastic.export.embedder import Embedder
-from elastic.export.routed_graph import ROUTER_THRESHOLDS
 from elastic.export.runtime.session import Bundle
+def kilobytes(file, *names):
+    text = pathlib.Path("/proc/self", file).read_text()
+    return sum(int(n) for n in re.findall(rf"^(?:{'|'.join(names)}):\\s+(\\d+)", text, re.M))
 def unique():
-    text = pathlib.Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(n) for n in re.findall(r"Private_(?:Clean|Dirty): +(\\d+)", text))
+    return kilobytes("smaps_rollup", "Private_Clean", "Private_Dirty")
 ones = np.ones((1, 256), np.int64)
 import onnxruntime
-before = unique()
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak so far.
+before, resident = unique(), kilobytes("smaps_rollup", "Rss")
 bundle = Bundle.open(pathlib.Path(sys.argv[1]), threads=1)
 bundle.run({"input_ids": ones * 7, "attention_mask": ones})
-print((unique() - before) / 1024)
+print((unique() - before) / 1024, (kilobytes("status", "VmHWM") - resident) / 1024)
 """
 
 
@@ -99,12 +100,32 @@ def switching(calls: list[Callable[[], Any]], rounds: int) -> float:
     return (median[0, 1] + median[1, 0] - median[0, 0] - median[1, 1]) / 2
 
 
-def memory(bundle: Path) -> float:
+def memory(bundle: Path) -> tuple[float, float]:
+    """Return what a fresh process needs to hold a graph, after a run and at most, in MiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, str(bundle)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    after, peak = map(float, done.stdout.split())
+    return after, peak
 
 
-def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int) -> list[dict[str, Any]]:
+def compare_memory(elastic: Path, fixed: Path, processes: int) -> list[dict[str, Any]]:
+    """Return the memory of processes that hold an elastic graph, by that of processes with its largest subnet alone."""
+    seen: dict[Path, list[tuple[float, float]]] = {elastic: [], fixed: []}
+    for _ in range(processes):
+        for bundle, values in seen.items():
+            values.append(memory(bundle))
+    rows = []
+    for index, what in enumerate(("memory", "memory, peak")):
+        columns = [[value[index] for value in values] for values in seen.values()]
+        one, other = map(statistics.median, columns)
+        spans = [f"{min(column):.0f} to {max(column):.0f}" for column in columns]
+        rows.append({"what": what, "subnet": "all / full", "tokens": 256, "value": f"{one / other:.3f}",
+                     "unit": f"elastic {one:.1f} MiB ({spans[0]}) / fixed {other:.1f} MiB ({spans[1]}), "
+                     f"{processes} processes each"})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int, processes: int) -> list[dict[str, Any]]:
     """Return what the controls of an elastic graph cost and win."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,11 +146,7 @@ def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int) ->
                 rows.append({"what": "latency", "subnet": name, "tokens": tokens, "value": f"{value:.3f}",
                              "unit": "elastic / fixed"})  # fmt: skip
                 print(rows[-1], flush=True)
-            if name == "full":
-                alone = memory(bundle_dir)
-        together = memory(report.bundle_dir)
-        rows.append({"what": "memory", "subnet": "all / full", "tokens": 256, "value": f"{together / alone:.3f}",
-                     "unit": f"elastic {together:.0f} MiB / fixed {alone:.0f} MiB"})  # fmt: skip
+        rows += compare_memory(report.bundle_dir, Path(scratch, "full"), processes)
         feed = text(16)
         small = Bundle.of(report.bundle_dir, report.manifest, report.manifest.member("ffn25"), shared.session)
         late = switching([partial(shared.run, feed), partial(small.run, feed)], 5 * rounds)
@@ -174,6 +191,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2; by default the package's")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=9, help="that measure the memory of each graph")
     parser.add_argument("--parts", nargs="+", choices=("controls", "routers"), default=["controls", "routers"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -188,7 +206,7 @@ def main() -> None:
     model = make_elastic(embedder.transformer, space)
     rows = []
     if "controls" in arguments.parts:
-        rows += measure_controls(embedder, model, arguments.rounds)
+        rows += measure_controls(embedder, model, arguments.rounds, arguments.processes)
     if "routers" in arguments.parts:
         rows += measure_routers(embedder, model, arguments.rounds)
     write_csv(arguments.output, rows)
