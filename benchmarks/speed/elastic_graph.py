@@ -1,6 +1,7 @@
 """One elastic graph against the fixed graphs of its subnets: latency, memory, and what changing the subnet costs.
 
-    python benchmarks/speed/elastic_graph.py -o benchmarks/results/elastic_graph.csv
+    python benchmarks/speed/elastic_graph.py --parts controls -o benchmarks/results/elastic_graph.csv
+    python benchmarks/speed/elastic_graph.py --parts memory -o benchmarks/results/elastic_graph_memory.csv
 
 The real MiniLM as an embedder, batch 1, one thread of ONNX Runtime. Ratios are of this process's CPU time, medians over
 rounds in which both run, in alternating order. Memory is what loading and running one graph adds to a fresh process
@@ -22,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -107,25 +109,33 @@ def memory(bundle: Path) -> tuple[float, float]:
     return after, peak
 
 
-def compare_memory(elastic: Path, fixed: Path, processes: int) -> list[dict[str, Any]]:
-    """Return the memory of processes that hold an elastic graph, by that of processes with its largest subnet alone."""
-    seen: dict[Path, list[tuple[float, float]]] = {elastic: [], fixed: []}
-    for _ in range(processes):
-        for bundle, values in seen.items():
-            values.append(memory(bundle))
+def measure_memory(embedder: Embedder, model: PreTrainedModel, processes: int) -> list[dict[str, Any]]:
+    """Return the memory of processes with an elastic graph, by that of processes with its largest subnet alone."""
+    full = subnets()["full"]
+    with tempfile.TemporaryDirectory() as scratch:
+        elastic, fixed, beside = (Path(scratch, name) for name in ("elastic", "fixed", "beside"))
+        export_elastic(embedder, [NamedSubnet("full", full)], elastic)
+        export_onnx(embedder.around(extract(model, full).eval()), fixed)
+        with mock.patch("elastic.export.graph.SINGLE_FILE_LIMIT", 0):
+            export_onnx(embedder.around(extract(model, full).eval()), beside)
+        seen: dict[Path, list[tuple[float, float]]] = {elastic: [], fixed: [], beside: []}
+        for _ in range(processes):
+            for bundle, values in seen.items():
+                values.append(memory(bundle))
     rows = []
     for index, what in enumerate(("memory", "memory, peak")):
-        columns = [[value[index] for value in values] for values in seen.values()]
-        one, other = map(statistics.median, columns)
-        spans = [f"{min(column):.0f} to {max(column):.0f}" for column in columns]
-        rows.append({"what": what, "subnet": "all / full", "tokens": 256, "value": f"{one / other:.3f}",
-                     "unit": f"elastic {one:.1f} MiB ({spans[0]}) / fixed {other:.1f} MiB ({spans[1]}), "
-                     f"{processes} processes each"})  # fmt: skip
-        print(rows[-1], flush=True)
+        columns = {bundle: [value[index] for value in values] for bundle, values in seen.items()}
+        medians = {bundle: statistics.median(column) for bundle, column in columns.items()}
+        for base, name in ((fixed, "all / full"), (beside, "all / full with its weights beside the graph")):
+            texts = [f"{medians[b]:.1f} MiB ({min(columns[b]):.1f} to {max(columns[b]):.1f})" for b in (elastic, base)]
+            rows.append({"what": what, "subnet": name, "tokens": 256,
+                         "value": f"{medians[elastic] / medians[base]:.3f}",
+                         "unit": f"elastic {texts[0]} / fixed {texts[1]}, {processes} processes each"})  # fmt: skip
+            print(rows[-1], flush=True)
     return rows
 
 
-def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int, processes: int) -> list[dict[str, Any]]:
+def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int) -> list[dict[str, Any]]:
     """Return what the controls of an elastic graph cost and win."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -146,7 +156,6 @@ def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int, pr
                 rows.append({"what": "latency", "subnet": name, "tokens": tokens, "value": f"{value:.3f}",
                              "unit": "elastic / fixed"})  # fmt: skip
                 print(rows[-1], flush=True)
-        rows += compare_memory(report.bundle_dir, Path(scratch, "full"), processes)
         feed = text(16)
         small = Bundle.of(report.bundle_dir, report.manifest, report.manifest.member("ffn25"), shared.session)
         late = switching([partial(shared.run, feed), partial(small.run, feed)], 5 * rounds)
@@ -192,7 +201,7 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2; by default the package's")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--processes", type=int, default=9, help="that measure the memory of each graph")
-    parser.add_argument("--parts", nargs="+", choices=("controls", "routers"), default=["controls", "routers"])
+    parser.add_argument("--parts", nargs="+", choices=("controls", "memory", "routers"), default=["controls"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.minilm
@@ -206,7 +215,9 @@ def main() -> None:
     model = make_elastic(embedder.transformer, space)
     rows = []
     if "controls" in arguments.parts:
-        rows += measure_controls(embedder, model, arguments.rounds, arguments.processes)
+        rows += measure_controls(embedder, model, arguments.rounds)
+    if "memory" in arguments.parts:
+        rows += measure_memory(embedder, model, arguments.processes)
     if "routers" in arguments.parts:
         rows += measure_routers(embedder, model, arguments.rounds)
     write_csv(arguments.output, rows)
