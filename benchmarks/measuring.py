@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import platform
 import statistics
 import sys
@@ -56,10 +57,20 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     about = {
         **versions(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *map(_portable, sys.argv[1:])]
+        ),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *about])
         writer.writeheader()
         writer.writerows({**row, **about} for row in rows)
+
+
+def _portable(argument: str) -> str:
+    """Return an argument with the folders that the environment names by their names."""
+    for name in ("ELASTIC_DATA", "ELASTIC_MODELS"):
+        folder = os.environ.get(name)
+        argument = argument.replace(folder, f"${name}") if folder else argument
+    return argument

@@ -121,7 +121,7 @@ def export_elastic(
                 rule=lambda traced: make_elastic_graph(traced, controls, routers),
             )
         del whole
-        path = write_graph(graph, folder)
+        path = write_graph(graph, folder, weights_beside=True)
         checker = _Checker(model, inputs, output_specs(graph), controls, routers, open_graph(path))
         members = tuple(member for named in settings for member in checker.members(named, folder))
         drawn = checker.check_random(NUM_RANDOM, seed)

@@ -1,11 +1,12 @@
 """One elastic graph against the fixed graphs of its subnets: latency, memory, and what changing the subnet costs.
 
-    python benchmarks/speed/elastic_graph.py -o benchmarks/results/elastic_graph.csv
+    python benchmarks/speed/elastic_graph.py --parts controls -o benchmarks/results/elastic_graph.csv
+    python benchmarks/speed/elastic_graph.py --parts memory -o benchmarks/results/elastic_graph_memory.csv
 
 The real MiniLM as an embedder, batch 1, one thread of ONNX Runtime. Ratios are of this process's CPU time, medians over
 rounds in which both run, in alternating order. Memory is what loading and running one graph adds to a fresh process
-(unique set size), at 256 tokens. Switching is the time of a call after one with another subnet, less that of a call
-after one with the same.
+(unique set size; peak: resident set size), at 256 tokens, medians over processes that take turns. Switching is the
+time of a call after one with another subnet, less that of a call after one with the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,18 +47,19 @@ LAYERS = 6
 MEMORY = """
 import pathlib, re, sys
 import numpy as np
-from elastic.export.embedder import Embedder
-from elastic.export.routed_graph import ROUTER_THRESHOLDS
 from elastic.export.runtime.session import Bundle
+def kilobytes(file, *names):
+    text = pathlib.Path("/proc/self", file).read_text()
+    return sum(int(n) for n in re.findall(rf"^(?:{'|'.join(names)}):\\s+(\\d+)", text, re.M))
 def unique():
-    text = pathlib.Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(n) for n in re.findall(r"Private_(?:Clean|Dirty): +(\\d+)", text))
+    return kilobytes("smaps_rollup", "Private_Clean", "Private_Dirty")
 ones = np.ones((1, 256), np.int64)
 import onnxruntime
-before = unique()
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak so far.
+before, resident = unique(), kilobytes("smaps_rollup", "Rss")
 bundle = Bundle.open(pathlib.Path(sys.argv[1]), threads=1)
 bundle.run({"input_ids": ones * 7, "attention_mask": ones})
-print((unique() - before) / 1024)
+print((unique() - before) / 1024, (kilobytes("status", "VmHWM") - resident) / 1024)
 """
 
 
@@ -99,9 +102,37 @@ def switching(calls: list[Callable[[], Any]], rounds: int) -> float:
     return (median[0, 1] + median[1, 0] - median[0, 0] - median[1, 1]) / 2
 
 
-def memory(bundle: Path) -> float:
+def memory(bundle: Path) -> tuple[float, float]:
+    """Return what a fresh process needs to hold a graph, after a run and at most, in MiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, str(bundle)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    after, peak = map(float, done.stdout.split())
+    return after, peak
+
+
+def measure_memory(embedder: Embedder, model: PreTrainedModel, processes: int) -> list[dict[str, Any]]:
+    """Return the memory of processes with an elastic graph, by that of processes with its largest subnet alone."""
+    full = subnets()["full"]
+    with tempfile.TemporaryDirectory() as scratch:
+        elastic, fixed, beside = (Path(scratch, name) for name in ("elastic", "fixed", "beside"))
+        export_elastic(embedder, [NamedSubnet("full", full)], elastic)
+        export_onnx(embedder.around(extract(model, full).eval()), fixed)
+        with mock.patch("elastic.export.graph.SINGLE_FILE_LIMIT", 0):
+            export_onnx(embedder.around(extract(model, full).eval()), beside)
+        seen: dict[Path, list[tuple[float, float]]] = {elastic: [], fixed: [], beside: []}
+        for _ in range(processes):
+            for bundle, values in seen.items():
+                values.append(memory(bundle))
+    rows = []
+    for index, what in enumerate(("memory", "memory, peak")):
+        columns = {bundle: [value[index] for value in values] for bundle, values in seen.items()}
+        medians = {bundle: statistics.median(column) for bundle, column in columns.items()}
+        for base, name in ((fixed, "all / full"), (beside, "all / full with its weights beside the graph")):
+            texts = [f"{medians[b]:.1f} MiB ({min(columns[b]):.1f} to {max(columns[b]):.1f})" for b in (elastic, base)]
+            rows.append({"what": what, "subnet": name, "tokens": 256,
+                         "value": f"{medians[elastic] / medians[base]:.3f}",
+                         "unit": f"elastic {texts[0]} / fixed {texts[1]}, {processes} processes each"})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
 
 
 def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int) -> list[dict[str, Any]]:
@@ -125,11 +156,6 @@ def measure_controls(embedder: Embedder, model: PreTrainedModel, rounds: int) ->
                 rows.append({"what": "latency", "subnet": name, "tokens": tokens, "value": f"{value:.3f}",
                              "unit": "elastic / fixed"})  # fmt: skip
                 print(rows[-1], flush=True)
-            if name == "full":
-                alone = memory(bundle_dir)
-        together = memory(report.bundle_dir)
-        rows.append({"what": "memory", "subnet": "all / full", "tokens": 256, "value": f"{together / alone:.3f}",
-                     "unit": f"elastic {together:.0f} MiB / fixed {alone:.0f} MiB"})  # fmt: skip
         feed = text(16)
         small = Bundle.of(report.bundle_dir, report.manifest, report.manifest.member("ffn25"), shared.session)
         late = switching([partial(shared.run, feed), partial(small.run, feed)], 5 * rounds)
@@ -174,7 +200,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2; by default the package's")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--parts", nargs="+", choices=("controls", "routers"), default=["controls", "routers"])
+    parser.add_argument("--processes", type=int, default=9, help="that measure the memory of each graph")
+    parser.add_argument("--parts", nargs="+", choices=("controls", "memory", "routers"), default=["controls"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.minilm
@@ -189,6 +216,8 @@ def main() -> None:
     rows = []
     if "controls" in arguments.parts:
         rows += measure_controls(embedder, model, arguments.rounds)
+    if "memory" in arguments.parts:
+        rows += measure_memory(embedder, model, arguments.processes)
     if "routers" in arguments.parts:
         rows += measure_routers(embedder, model, arguments.rounds)
     write_csv(arguments.output, rows)

@@ -1,9 +1,13 @@
 """Predicted against measured latency of subnets that a latency table has not seen, on ONNX Runtime.
 
 A random ViT or BERT (MiniLM's sizes by default) is cut into subnets that vary along one axis each, which make the
-table, and into random per-layer ones, which are held out. All are exported, and measured in turns in one process.
+table, and into random per-layer ones, which are held out. All are members of one family (graphs over one file of
+weights), and are measured in turns in one process, by its CPU time: with one thread that is what a call takes on an
+idle machine, and a busy one disturbs it less. FLOPs as a predictor are scaled by the largest subnet's latency.
 
-    python benchmarks/speed/latency_table.py -o benchmarks/results/latency_table.csv
+    python benchmarks/speed/latency_table.py -o benchmarks/results/latency_table_bert.csv
+    python benchmarks/speed/latency_table.py --model vit -o benchmarks/results/latency_table_vit.csv
+
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,9 +29,9 @@ from transformers import BertConfig, BertModel, PreTrainedModel, ViTConfig, ViTM
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import write_csv
 
-from elastic import CostModel, LatencyTable, SearchSpace, Subnet, extract, make_elastic
+from elastic import CostModel, LatencyTable, SearchSpace, Subnet, make_elastic
 from elastic.cost import LatencyModel
-from elastic.export import export_onnx, profile_bundles
+from elastic.export import NamedSubnet, export_family, profile_bundles
 from elastic.nested import get_elastic
 from elastic.space import ResolvedSpace
 
@@ -39,23 +45,23 @@ def main() -> None:
     parser.add_argument("--model", choices=["bert", "vit"], default="bert")
     parser.add_argument("--held-out", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--family", type=Path, help="keep the family there, or measure again the one that is there")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model, shapes = _model(args.model)
     universal = make_elastic(model.eval(), SPACE)
     space = get_elastic(universal).resolved
     seen, unseen = _one_axis_each(space), _held_out(space, args.held_out)
+    members = [NamedSubnet(f"subnet{index}", subnet) for index, subnet in enumerate([*seen, *unseen])]
     with tempfile.TemporaryDirectory() as folder:
-        bundles = []
-        for index, subnet in enumerate([*seen, *unseen]):
-            bundles.append(Path(folder) / str(index))
-            export_onnx(extract(universal, subnet), bundles[-1], subnet=subnet.to_dict())
-            print(f"exported {index + 1} of {len(seen) + len(unseen)}", file=sys.stderr)
+        family = args.family or Path(folder, "family")
+        if not family.exists():
+            export_family(model, members, family)
         sequences = [SEQUENCE] if args.model == "bert" else None
-        path = Path(folder) / "table.json"
-        profile_bundles(bundles, path, sequences=sequences, threads=args.threads, rounds=args.rounds)
+        path = Path(folder, "table.json")
+        with mock.patch("time.perf_counter_ns", time.process_time_ns):
+            profile_bundles([family], path, sequences=sequences, threads=1, rounds=args.rounds)
         table = LatencyTable.read(path)
     known = table.model_copy(update={"measured": tuple(row for row in table.measured if row.subnet in set(seen))})
     latency = LatencyModel.fit(known, shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,26 @@ def open_graph(path: Path, *, threads: int | None = None, spinning: bool = True)
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
         )
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BundleError(f"ONNX Runtime cannot load '{path}': {first_line(error)}") from None
+    return_freed_memory()
+    return session
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library would keep it (glibc).
+
+    ONNX Runtime frees weights after it has arranged copies of them for its kernels. They lie between what is still in
+    use, so glibc keeps as much as a third of a session's memory for later allocations, more or less of it from process
+    to process.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # Other C libraries return it by themselves, or cannot be asked.
+        return
 
 
 def first_line(error: Exception) -> str:
