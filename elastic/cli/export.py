@@ -38,8 +38,8 @@ def export(
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embedders: return only so many leading dimensions.")
     ] = None,
-    precision: options.Precision = "fp32",
-    target: options.Target = "cpu-x86",
+    precision: options.Precision = None,
+    target: options.Target = None,
     calibration: options.CalibrationOption = None,
     recipe: options.RecipeOption = None,
     variant: Variant = None,
@@ -108,7 +108,7 @@ def export(
         ("--routed", routed, (ELASTIC,)),
         ("--profile", profile, (TENSORRT,)),
         ("--embedding-dim", embedding_dim, (ONNX, TENSORRT)),
-        ("--precision", precision != "fp32", (ONNX, TENSORRT)),
+        ("--precision", precision not in (None, "fp32"), (ONNX, TENSORRT)),
     ):
         if given and to not in targets:
             raise ElasticError(f"{name} is for --to {' or '.join(targets)}, not for {to}; leave it out.")
@@ -131,6 +131,11 @@ def export(
     from elastic.export import TensorRTTarget, export_onnx, read_source
 
     source = read_source(folder, embedding_dim=embedding_dim)
+    recorded = {} if precision else options.recorded_precision(folder)
+    precision = precision or recorded.get("precision", "fp32")
+    target = target or recorded.get("target", "cpu-x86")
+    if recorded:
+        note(f"In {precision}, for which this subnet was chosen; --precision says otherwise.")
     settings = options.read_precision(
         folder, calibration=calibration, recipe=recipe, variant=variant, overrides=overrides,
         num_calibration=num_calibration, max_drop=max_drop, exclude=exclude,
