@@ -53,7 +53,7 @@ def search_precisions(
     """
     from elastic.selection import joint_search
 
-    precisions = [_precision(universal, table) for table in tables]
+    precisions = [precision_of(universal, table) for table in tables]
     with progress("Measuring") as on_progress:
         return joint_search(
             universal.model,
@@ -66,7 +66,13 @@ def search_precisions(
         )
 
 
-def _precision(universal: Universal, table: LatencyTable) -> Precision:
+def precision_of(universal: Universal, table: LatencyTable) -> Precision:
+    """Return the precision of a latency table, with how a universal model's subnets are measured in it.
+
+    Raises:
+        BudgetError: if the table was measured at other input sizes.
+        CheckpointError: if there is no such precision.
+    """
     from elastic.selection import Precision
 
     costs = universal.cost_model.with_table(table)

@@ -132,8 +132,11 @@ def search(
     if predictor is not None:
         _refine(space, cost_model, limits, predictor, measure, measured)
         for subnet, quality in measure.seen.items():
+            # Single changes leave the space where layers leave whole, and no table needs to tell what those cost.
+            if subnet in measured or subnet not in space:
+                continue
             cost = cost_model.cost(subnet)
-            if subnet not in measured and limits.met_by(cost):
+            if limits.met_by(cost):
                 measured[subnet] = Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix")
     ranked = sorted(measured.values(), key=rank)
     if not ranked:
