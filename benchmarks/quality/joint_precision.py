@@ -5,8 +5,8 @@ r"""What choosing the precision with the subnet is worth: the best within severa
     python benchmarks/quality/joint_precision.py universal table-fp32.json table-int8.json \
         -o benchmarks/results/joint_precision_vit_digits.csv
 
-Every row is a search of its own with the same numbers of measurements. Subnets and precisions are chosen by validation
-data, measured in the precision on ONNX Runtime; the column ``test`` is the chosen pair's quality on test data, likewise.
+Every row is a search of its own with the same numbers of measurements. Subnets and precisions are chosen on validation
+data, measured in the precision on ONNX Runtime; ``test`` is the quality of the chosen pair on test data, likewise.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def on_test(universal: Universal, tables: list[LatencyTable], point: Measured) -
         return universal.measure(point.subnet, "test").value
     task = replace(universal.task, datasets={**universal.task.datasets, "validation": universal.task.datasets["test"]})
     options = PrecisionOptions(target=export_as.get("target", "cpu-x86"), calibration=calibration_of_task(task, 512))
-    return LoweredQuality(read_universal(universal.folder, universal.model), point.precision, options)(
-        point.subnet
-    ).value
+    measure = LoweredQuality(read_universal(universal.folder, universal.model), point.precision, options)
+    return measure(point.subnet).value
 
 
 def main() -> None:

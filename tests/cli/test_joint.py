@@ -97,7 +97,7 @@ def test_what_was_measured_in_a_precision_is_remembered(universal_copy, tables, 
     again = elastic("search", universal_copy, *options)
     assert again.out == first.out
     measured = json.loads((universal_copy / "measured.json").read_text())["measured"]
-    assert sorted(map(len, measured.values())) [0] == 1
+    assert sorted(map(len, measured.values()))[0] == 1
 
 
 def test_static_int8_is_for_the_device_of_the_table(universal_dir, tables, tmp_path):
