@@ -155,7 +155,8 @@ def read_tables(paths: Sequence[Path] | None, memory: str | None) -> list[Latenc
     """Read latency tables of one device, one for each precision.
 
     Raises:
-        BudgetError: if a file is none, they do not belong together, or memory is limited, which no precision changes.
+        BudgetError: if a file is none or of no known precision, they do not belong together, or memory is limited, which
+            is predicted in float32 alone.
     """
     if not paths:
         return []
@@ -164,7 +165,16 @@ def read_tables(paths: Sequence[Path] | None, memory: str | None) -> list[Latenc
     tables = [LatencyTable.read(path) for path in paths]
     check_together(tables)
     for table in tables:
-        if memory and table.precision != "fp32":
+        if table.precision == "fp32":
+            continue
+        from elastic.export.precision.options import PRECISIONS
+
+        if table.precision not in PRECISIONS:
+            raise BudgetError(
+                f"the latency table {table.path} is of the precision '{table.precision}'"
+                f"{did_you_mean(table.precision, PRECISIONS)}"
+            )
+        if memory:
             raise BudgetError(
                 f"--memory {memory} is of weights and activations in float32, and {table.path} is of "
                 f"{table.precision}; limit --params instead."
