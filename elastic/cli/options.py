@@ -155,8 +155,8 @@ def read_tables(paths: Sequence[Path] | None, memory: str | None) -> list[Latenc
     """Read latency tables of one device, one for each precision.
 
     Raises:
-        BudgetError: if a file is none or of no known precision, they do not belong together, or memory is limited, which
-            is predicted in float32 alone.
+        BudgetError: if a file is none or of no known precision, they do not belong together, or memory is limited,
+            which is predicted in float32 alone.
     """
     if not paths:
         return []

@@ -97,7 +97,7 @@ def test_what_was_measured_in_a_precision_is_remembered(universal_copy, tables, 
     again = elastic("search", universal_copy, *options)
     assert again.out == first.out
     measured = json.loads((universal_copy / "measured.json").read_text())["measured"]
-    assert sorted(map(len, measured.values()))[0] == 1
+    assert min(map(len, measured.values())) == 1
 
 
 def test_static_int8_is_for_the_device_of_the_table(universal_dir, tables, tmp_path):
@@ -117,7 +117,7 @@ def test_static_int8_is_for_the_device_of_the_table(universal_dir, tables, tmp_p
         ({"precision": "fp32"}, ["--latency", "8ms"], "are both of fp32; give one for each precision."),
         ({"precision": None}, ["--latency", "8ms"], "does not say its precision; profile the bundles again"),
         ({"precision": ""}, ["--latency", "8ms"], "does not say its precision"),
-        ({"precision": "int7"}, ["--latency", "8ms"], "unknown precision 'int7'"),
+        ({"precision": "int7"}, ["--latency", "8ms"], "is of the precision 'int7'; did you mean 'int8'?"),
         ({"threads": 4}, ["--latency", "8ms"], "differ in the number of threads (1 and 4)"),
         ({"model_type": "bert"}, ["--latency", "8ms"], "differ in the model type (vit and bert)"),
         ({"device": {"name": "Kettle"}}, ["--latency", "8ms"], "differ in the device (Toaster 3000 and Kettle)"),
@@ -132,8 +132,7 @@ def test_contradictions_are_refused(universal_dir, tables, changes, options, mes
     int8.write_text(json.dumps({name: value for name, value in data.items() if value is not None}))
     result = elastic("search", universal_dir, *options, "--table", fp32, "--table", int8)
     assert result.code == 2, result.out
-    assert message in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    assert message in result.err.splitlines()[-1]
 
 
 def test_one_subnet_has_one_table(universal_dir, tables, tmp_path):
