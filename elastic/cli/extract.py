@@ -159,7 +159,7 @@ def extract(
     print_points([best], title=f"Extracted to {output}")
     note_table(universal.cost_model)
     if joint:
-        note_joint(joint)
+        note_joint(joint, universal, tables)
     _note_checks(record)
     _say_how_to_load(output, stock, export_as)
     push(output, push_to_hub, private)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from elastic.cli.output import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from elastic.cost import Budget, LatencyTable
+    from elastic.cost import Budget, LatencyModel, LatencyTable
     from elastic.pipeline import Universal
     from elastic.selection import JointResult, Precision
 
@@ -95,7 +95,7 @@ def precision_of(universal: Universal, table: LatencyTable) -> Precision:
     return Precision(table.precision, costs, universal.remembering(measure, conditions))
 
 
-def print_joint(result: JointResult, tables: Sequence[LatencyTable], as_json: bool) -> None:
+def print_joint(result: JointResult, universal: Universal, tables: Sequence[LatencyTable], as_json: bool) -> None:
     """Print the best pair, and what each precision gives within the same budget."""
     if as_json:
         print_json({
@@ -109,8 +109,7 @@ def print_joint(result: JointResult, tables: Sequence[LatencyTable], as_json: bo
             "measured": [point.to_dict() for point in result.measured],
             "num_evaluations": result.num_evaluations,
             "num_lowered": result.num_lowered,
-            "tables": [{"path": t.path, "device": t.device.name, "threads": t.threads, "precision": t.precision}
-                       for t in tables],
+            "tables": [one.to_dict() for one in _latencies(universal, tables)],
         })  # fmt: skip
         return
     from elastic.cost import format_quantity, format_spent
@@ -134,12 +133,14 @@ def print_joint(result: JointResult, tables: Sequence[LatencyTable], as_json: bo
         ],
         title=f"Best of each precision with {result.limits}",
     )
-    note_joint(result)
+    note_joint(result, universal, tables)
     note("Next: elastic extract with the same options and -o OUT cuts the first, and says how to export it.")
 
 
-def note_joint(result: JointResult) -> None:
-    """Say what each precision costs, and how many measurements that took."""
+def note_joint(result: JointResult, universal: Universal, tables: Sequence[LatencyTable]) -> None:
+    """Say where latencies come from, what each precision costs, and how many measurements that took."""
+    for latency in _latencies(universal, tables):
+        note(latency.describe())
     for name, one in result.by_precision.items():
         if one.best is None:
             note(f"{name}: {one.reason}")
@@ -153,3 +154,8 @@ def note_joint(result: JointResult) -> None:
         f"{result.num_evaluations} subnets measured in float32, {result.num_lowered} exported and measured in another "
         "precision."
     )
+
+
+def _latencies(universal: Universal, tables: Sequence[LatencyTable]) -> list[LatencyModel]:
+    models = (universal.cost_model.with_table(table).latency for table in tables)
+    return [model for model in models if model is not None]

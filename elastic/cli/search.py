@@ -79,7 +79,7 @@ def search(
     }
     if by_precision:
         joint = search_precisions(universal, tables, budget, lowered, settings)
-        print_joint(joint, tables, as_json)
+        print_joint(joint, universal, tables, as_json)
         return
     with progress("Measuring") as on_progress:
         result = run(

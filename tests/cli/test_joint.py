@@ -88,6 +88,7 @@ def test_what_was_measured_in_a_precision_is_remembered(universal_copy, tables, 
     first = elastic("search", universal_copy, *options)
     assert first.code == 0, first.err
     assert "Best of each precision with latency <= 3 ms" in first.out
+    assert "Predicted for Toaster 3000 (1 thread, int8) from 5 measured subnets; mean error" in first.err
     assert "1 exported and measured in another precision" in first.err
 
     def refuse(*args, **kwargs):
