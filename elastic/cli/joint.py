@@ -145,7 +145,7 @@ def note_joint(result: JointResult, universal: Universal, tables: Sequence[Laten
         if one.best is None:
             note(f"{name}: {one.reason}")
         elif one.loss is not None:
-            error = "" if one.error is None else f", predicted to {one.error:.2g}"
+            error = "" if one.error is None else f", predicted with an error of {one.error:.2g}"
             note(
                 f"{name} loses {one.loss:.2g} {one.best.quality.metric} on average of the {one.num_measured} that were "
                 f"measured in it{error}."
