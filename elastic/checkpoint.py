@@ -59,6 +59,8 @@ class CheckpointRecord(BaseModel):
     """Extracted: the sizes of the universal model."""
     cost: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
+    precision: dict[str, Any] | None = None
+    """Extracted: the options of an export in the precision that it was chosen for, and its quality in that."""
     test_quality: dict[str, Any] | None = None
     comparison: dict[str, dict[str, Any]] | None = None
     """Extracted: the universal model's largest subnet and the neighbours on the front, with cost and quality."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .elastic_onnx import ElasticReport, export_elastic
     from .embedder import Embedder
     from .family import FamilyReport, NamedSubnet, export_family
+    from .lowered import LoweredQuality
     from .onnx import ExportReport, export_onnx
     from .precision.calibration import CalibrationData, calibration_data, calibration_of_task
     from .precision.options import Drop, PrecisionOptions
@@ -44,6 +45,7 @@ _HOMES = {
     "ExportReport": ".onnx",
     "FamilyReport": ".family",
     "FamilySource": ".source",
+    "LoweredQuality": ".lowered",
     "Manifest": ".runtime.manifest",
     "Member": ".runtime.manifest",
     "NamedSubnet": ".family",
@@ -83,6 +85,7 @@ __all__ = [
     "ExportReport",
     "FamilyReport",
     "FamilySource",
+    "LoweredQuality",
     "Manifest",
     "Member",
     "NamedSubnet",

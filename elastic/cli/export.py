@@ -41,8 +41,8 @@ def export(
     embedding_dim: Annotated[
         int | None, typer.Option(min=1, help="Embedders: return only so many leading dimensions.")
     ] = None,
-    precision: options.Precision = "fp32",
-    target: options.Target = "cpu-x86",
+    precision: options.Precision = None,
+    target: options.Target = None,
     calibration: options.CalibrationOption = None,
     recipe: options.RecipeOption = None,
     variant: Variant = None,
@@ -121,7 +121,7 @@ def export(
         ("--routed", routed, (ELASTIC,)),
         ("--profile", profile and to != TENSORRT, (TENSORRT,)),
         ("--embedding-dim", embedding_dim, (ONNX, TENSORRT)),
-        ("--precision", precision != "fp32" and to == ELASTIC, (ONNX, TENSORRT, FAMILY)),
+        ("--precision", precision not in (None, "fp32") and to == ELASTIC, (ONNX, TENSORRT, FAMILY)),
         ("--calibration", calibration, (ONNX, TENSORRT)),
     ):
         if given and made not in targets:
@@ -150,6 +150,11 @@ def export(
     from elastic.export import TensorRTTarget, export_onnx, read_source
 
     source = read_source(folder, embedding_dim=embedding_dim)
+    recorded = {} if precision else options.recorded_precision(folder)
+    precision = precision or recorded.get("precision", "fp32")
+    target = target or recorded.get("target", "cpu-x86")
+    if recorded:
+        note(f"In {precision}, for which this subnet was chosen; --precision says otherwise.")
     settings = options.read_precision(
         folder, calibration=calibration, recipe=recipe, variant=variant, overrides=overrides,
         num_calibration=num_calibration, max_drop=max_drop, exclude=exclude,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elastic.cli.joint import as_arguments, chooses_precision, export_options, note_joint, search_precisions
 from elastic.cli.options import (
     Candidates,
     Capacity,
@@ -17,6 +18,7 @@ from elastic.cli.options import (
     InputShape,
     Json,
     Latency,
+    Lowered,
     Macs,
     Memory,
     MultipleOf,
@@ -25,7 +27,7 @@ from elastic.cli.options import (
     PhaseOption,
     SearchMethod,
     SubnetOption,
-    Table,
+    Tables,
     Uniform,
     Within,
     read_budget,
@@ -36,7 +38,7 @@ from elastic.cli.options import (
     read_search_method,
     read_space_option,
     read_subnet_option,
-    read_table,
+    read_tables,
 )
 from elastic.cli.output import note, print_json, print_table, progress, reported
 from elastic.cli.points import note_table, print_points
@@ -44,10 +46,13 @@ from elastic.cli.push import Private, PushToHub, check_push, push
 from elastic.errors import BudgetError, ElasticError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from elastic.checkpoint import CheckpointRecord
     from elastic.cost import Budget
+    from elastic.pipeline import Universal
+    from elastic.selection import Measured
     from elastic.space import Subnet
 
 Stream = Annotated[
@@ -73,13 +78,14 @@ def extract(
     memory: Memory = None,
     latency: Latency = None,
     energy: Energy = None,
-    table: Table = None,
+    table: Tables = None,
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     within: Within = None,
     multiple_of: MultipleOf = 1,
     method: SearchMethod = None,
     candidates: Candidates = 48,
+    lowered: Lowered = 8,
     correct: Correct = None,
     stream: Stream = False,
     max_shard_size: ShardSize = "5GB",
@@ -97,7 +103,7 @@ def extract(
     """Cut the best subnet within a budget (or a given one) into an ordinary checkpoint, and verify it."""
     check_push(push_to_hub, private)
     budget = _read_limits(subnet, frozen_routers, capacity, (flops, macs, params, memory), (latency, energy, table))
-    device = read_table(table)
+    tables = read_tables(table, memory)
     share = None if capacity is None else read_capacity(capacity)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
@@ -105,7 +111,7 @@ def extract(
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
     from elastic.pipeline import Universal, extract_checkpoint, is_stock
-    from elastic.selection import Measured, search
+    from elastic.selection import Measured
 
     check_output(output)
     if stream and (chosen is None or correct):
@@ -120,7 +126,10 @@ def extract(
     correction = read_method("--correct", correct, CORRECTIONS)
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
+    by_precision = budget is not None and chooses_precision(tables)
+    device = None if by_precision or not tables else tables[0]
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
+    joint = None
     if frozen_routers:
         from elastic.pipeline import frozen_subnet
 
@@ -129,20 +138,18 @@ def extract(
         kind = "uniform" if chosen.is_uniform else "mix"
         best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)
     elif budget:
-        with progress("Measuring candidates") as on_progress:
-            best = search(
-                universal.model,
-                budget,
-                universal.measure,
-                cost_model=universal.cost_model,
-                method=read_search_method(method, uniform),
-                accept=lambda subnet: is_stock(universal, subnet),
-                num_candidates=candidates,
-                within=space,
-                multiple_of=multiple_of,
-                on_progress=on_progress,
-            ).best
-    record = extract_checkpoint(universal, best, output, correction=correction)
+        settings: dict[str, Any] = {
+            "method": read_search_method(method, uniform),
+            "accept": lambda subnet: is_stock(universal, subnet),
+            "num_candidates": candidates,
+            "within": space,
+            "multiple_of": multiple_of,
+        }
+        if by_precision:
+            joint = search_precisions(universal, tables, budget, lowered, settings)
+        best = joint.best if joint else _search(universal, budget, settings)
+    export_as = export_options(tables, best.precision)
+    record = extract_checkpoint(universal, best, output, correction=correction, export_as=export_as)
     stock = is_stock(universal, best.subnet)
     if as_json:
         result = record.model_dump(mode="json", exclude={"recipe", "files"}, exclude_none=True)
@@ -151,6 +158,28 @@ def extract(
         return
     print_points([best], title=f"Extracted to {output}")
     note_table(universal.cost_model)
+    if joint:
+        note_joint(joint, universal, tables)
+    _note_checks(record)
+    _say_how_to_load(output, stock, export_as)
+    push(output, push_to_hub, private)
+
+
+def _search(universal: Universal, budget: Budget, settings: Mapping[str, Any]) -> Measured:
+    from elastic.selection import search
+
+    with progress("Measuring candidates") as on_progress:
+        return search(
+            universal.model,
+            budget,
+            universal.measure,
+            cost_model=universal.cost_model,
+            on_progress=on_progress,
+            **settings,
+        ).best
+
+
+def _note_checks(record: CheckpointRecord) -> None:
     if record.test_quality:
         test = record.test_quality
         note(f"On test data, used only for this: {test['metric']} {test['value']:.4g} ({test['num_examples']}).")
@@ -159,8 +188,6 @@ def extract(
         note(f"Corrected over {record.correction['examples']} examples: {after['metric']} {after['value']:.4g}.")
     if record.verification:
         note(f"Verified against the universal model: largest difference {record.verification['max_abs_diff']:.1e}.")
-    _say_how_to_load(output, stock)
-    push(output, push_to_hub, private)
 
 
 def _stream(
@@ -215,7 +242,7 @@ def _print_streamed(record: CheckpointRecord, subnet: Subnet, output: Path) -> N
         )
 
 
-def _say_how_to_load(output: Path, stock: bool) -> None:
+def _say_how_to_load(output: Path, stock: bool, export_as: Mapping[str, str] | None = None) -> None:
     if stock:
         note(f"Any transformers loads it: AutoModel*.from_pretrained('{output}').")
     else:
@@ -223,7 +250,8 @@ def _say_how_to_load(output: Path, stock: bool) -> None:
             f"Its layers differ: AutoModel*.from_pretrained('{output}', trust_remote_code=True) loads it, or "
             f"elastic.load('{output}'); --uniform gives one for stock loading."
         )
-    note(f"Next: elastic export {output} --to onnx -o bundle")
+    how = f"{as_arguments(export_as)} --recipe {output}" if export_as else "--to onnx"
+    note(f"Next: elastic export {output} {how} -o bundle")
 
 
 def _read_limits(
@@ -231,11 +259,13 @@ def _read_limits(
     frozen_routers: bool,
     capacity: str | None,
     limits: tuple[str | None, str | None, str | None, str | None],
-    on_device: tuple[str | None, str | None, Path | None],
+    on_device: tuple[str | None, str | None, list[Path] | None],
 ) -> Budget | None:
     """Return the budget, or None where a subnet is given or routers say what leaves."""
     if subnet and any((*limits, *on_device[:2])):
         raise BudgetError("give either --subnet or a budget, not both.")
+    if subnet and len(on_device[2] or ()) > 1:
+        raise BudgetError("--subnet is one subnet, so one --table says its latency; leave the others out.")
     if frozen_routers and (subnet or any((*limits, *on_device[:2]))):
         raise BudgetError("--frozen-routers takes --capacity alone, not --subnet or a budget.")
     if capacity and not frozen_routers:

@@ -29,6 +29,24 @@ Energy = Annotated[str | None, typer.Option(help="At most so much energy for one
 Table = Annotated[
     Path | None, typer.Option(metavar="TABLE", help="Latency table that `elastic profile` wrote on the device.")
 ]
+Tables = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--table",
+        metavar="TABLE",
+        help="Latency table that `elastic profile` wrote on the device. Several, one for each precision: the precision "
+        "is chosen too.",
+    ),
+]
+Lowered = Annotated[
+    int,
+    typer.Option(
+        "--lowered",
+        min=1,
+        help="With a table of another precision than fp32: how many subnets are exported and measured in their "
+        "precision, at most.",
+    ),
+]
 InputShape = Annotated[
     str | None,
     typer.Option(metavar="SHAPE", help="Input for which costs are computed: 1x128, or 1x3x32x32. Default: as trained."),
@@ -85,29 +103,35 @@ def read_budget(
     memory: str | None,
     latency: str | None = None,
     energy: str | None = None,
-    table: Path | None = None,
+    tables: Sequence[Path] | None = None,
 ) -> Budget:
     """Return the budget of the options.
 
     Raises:
-        BudgetError: if none is given, or one of latency or energy without a latency table.
+        BudgetError: if none is given, one of latency or energy without a latency table, or several tables without one
+            of these.
     """
     from elastic.cost import Budget
 
     if not (flops or macs or params or memory or latency or energy):
         raise BudgetError("no budget is given; add --flops 2G, or --macs, --params, --memory, --latency or --energy.")
-    check_table(latency, energy, table)
+    check_table(latency, energy, tables)
+    if tables and len(tables) > 1 and not (latency or energy):
+        raise BudgetError(
+            f"{len(tables)} latency tables are given, and no budget depends on the precision; add --latency or "
+            "--energy, or give one table."
+        )
     return Budget(flops=flops, macs=macs, params=params, memory=memory, latency=latency, energy=energy)
 
 
-def check_table(latency: str | None, energy: str | None, table: Path | None) -> None:
+def check_table(latency: str | None, energy: str | None, table: Path | Sequence[Path] | None) -> None:
     """Check that a budget of latency or energy comes with a latency table.
 
     Raises:
         BudgetError: if it does not.
     """
     for name, given in (("latency", latency), ("energy", energy)):
-        if given and table is None:
+        if given and not table:
             raise BudgetError(
                 f"--{name} {given} needs a latency table, which `elastic profile` measures on the device; add "
                 "--table T.json."
@@ -125,6 +149,37 @@ def read_table(path: Path | None) -> LatencyTable | None:
     from elastic.cost import LatencyTable
 
     return LatencyTable.read(path)
+
+
+def read_tables(paths: Sequence[Path] | None, memory: str | None) -> list[LatencyTable]:
+    """Read latency tables of one device, one for each precision.
+
+    Raises:
+        BudgetError: if a file is none or of no known precision, they do not belong together, or memory is limited,
+            which is predicted in float32 alone.
+    """
+    if not paths:
+        return []
+    from elastic.cost import LatencyTable, check_together
+
+    tables = [LatencyTable.read(path) for path in paths]
+    check_together(tables)
+    for table in tables:
+        if table.precision == "fp32":
+            continue
+        from elastic.export.precision.options import PRECISIONS
+
+        if table.precision not in PRECISIONS:
+            raise BudgetError(
+                f"the latency table {table.path} is of the precision '{table.precision}'"
+                f"{did_you_mean(table.precision, PRECISIONS)}"
+            )
+        if memory:
+            raise BudgetError(
+                f"--memory {memory} is of weights and activations in float32, and {table.path} is of "
+                f"{table.precision}; limit --params instead."
+            )
+    return tables
 
 
 def read_capacity(text: str) -> float:

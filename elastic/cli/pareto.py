@@ -85,4 +85,6 @@ def pareto(
         return
     print_points(front, title=f"Pareto front of {len(points)} measured subnets")
     note_table(cost_model)
+    if device is not None and device.precision != "fp32":
+        note(f"Qualities are in float32, latencies in {device.precision}; `elastic search` measures in the precision.")
     note(f"Open {output / 'index.html'} in a browser; pareto.png and pareto.csv lie beside it.")

@@ -13,18 +13,21 @@ from elastic.errors import ElasticError
 if TYPE_CHECKING:
     from elastic.export.precision.mix import QuantizationReport
     from elastic.export.precision.options import PrecisionOptions
+    from elastic.recipe import Recipe
 
 PANEL = "Precision"
 
 Precision = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="fp32, fp16, int8 (CPUs, nothing to calibrate), int8-static (calibrated), or int4 (weights alone, CPUs).",
+        help="fp32, fp16, int8 (CPUs, nothing to calibrate), int8-static (calibrated), or int4 (weights alone, CPUs). "
+        "Default: for which the subnet was chosen, or fp32.",
         rich_help_panel=PANEL,
     ),
 ]
 Target = Annotated[
-    str, typer.Option(help="int8-static: cpu-x86, cpu-arm, or tensorrt.", rich_help_panel=PANEL, metavar="TARGET")
+    str | None,
+    typer.Option(help="int8-static: cpu-x86, cpu-arm, or tensorrt.", rich_help_panel=PANEL, metavar="TARGET"),
 ]
 CalibrationOption = Annotated[
     Path | None,
@@ -40,7 +43,7 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         metavar="RECIPE",
-        help="Or: its training data calibrates, its validation data and metric judge.",
+        help="Or: its training data calibrates, its validation data and metric judge. A checkpoint has its own.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -103,15 +106,36 @@ def read_precision(
         raise ElasticError(f"give either --calibration {calibration} or --recipe {recipe}, not both.")
     if recipe is not None:
         from elastic.data import load_task
-        from elastic.recipe import load_recipe
 
-        task = load_task(load_recipe(recipe, overrides or [], variant=variant), folder)
-        data = calibration_of_task(task, num_calibration)
+        data = calibration_of_task(load_task(_read_recipe(recipe, overrides, variant), folder), num_calibration)
     elif overrides or variant:
         raise ElasticError("--set and --variant change a recipe; add --recipe.")
     elif calibration is not None:
         data = calibration_data(calibration, folder, num_calibration)
     return PrecisionOptions(calibration=data, max_drop=drop, exclude=tuple(exclude or ()), **settings)
+
+
+def _read_recipe(path: Path, overrides: list[str] | None, variant: str | None) -> Recipe:
+    from elastic.recipe import load_recipe, parse_recipe
+
+    if not path.is_dir():
+        return load_recipe(path, overrides or [], variant=variant)
+    from elastic.checkpoint import read_record
+
+    recorded = read_record(path).recipe
+    if recorded is None:
+        raise ElasticError(f"{path} names no data; give the recipe itself: --recipe RECIPE.yaml.")
+    if overrides or variant:
+        raise ElasticError(f"--set and --variant change a recipe file, not the checkpoint {path}; leave them out.")
+    return parse_recipe(recorded, str(path))
+
+
+def recorded_precision(folder: Path) -> dict[str, str]:
+    """Return the options of the export that a checkpoint was chosen for; none if it was chosen for float32, or not."""
+    from elastic.checkpoint import RECORD_NAME, read_record
+
+    recorded = read_record(folder).precision if (folder / RECORD_NAME).is_file() else None
+    return {name: value for name, value in (recorded or {}).items() if name in ("precision", "target")}
 
 
 def print_quantization(report: QuantizationReport) -> None:

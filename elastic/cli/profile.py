@@ -30,7 +30,10 @@ def profile(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """Measure every subnet of some bundles, in turns, into this machine's latency table."""
+    """Measure every subnet of some bundles, in turns, into this machine's latency table.
+
+    Bundles of several precisions take turns too; each precision gets a table of its own, TABLE-int8.json for example.
+    """
     from elastic.export import profile_bundles
 
     report = profile_bundles(
@@ -45,4 +48,5 @@ def profile(
         backend=backend,
     )
     print_report(report, as_json)
-    note(f"Next, with the universal model: elastic search DIR --latency 8ms --table {output}")
+    tables = " ".join(f"--table {one.output_file}" for one in (report, *report.others))
+    note(f"Next, with the universal model: elastic search DIR --latency 8ms {tables}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from elastic.cli.joint import chooses_precision, print_joint, search_precisions
 from elastic.cli.options import (
     Candidates,
     Context,
@@ -11,13 +12,14 @@ from elastic.cli.options import (
     InputShape,
     Json,
     Latency,
+    Lowered,
     Macs,
     Memory,
     MultipleOf,
     Params,
     PhaseOption,
     SearchMethod,
-    Table,
+    Tables,
     Uniform,
     Within,
     read_budget,
@@ -25,7 +27,7 @@ from elastic.cli.options import (
     read_phase,
     read_search_method,
     read_space_option,
-    read_table,
+    read_tables,
 )
 from elastic.cli.output import note, print_json, progress, reported
 from elastic.cli.points import note_table, print_points
@@ -40,20 +42,24 @@ def search(
     memory: Memory = None,
     latency: Latency = None,
     energy: Energy = None,
-    table: Table = None,
+    table: Tables = None,
     uniform: Uniform = False,
     within: Within = None,
     multiple_of: MultipleOf = 1,
     method: SearchMethod = None,
     candidates: Candidates = 48,
+    lowered: Lowered = 8,
     input_shape: InputShape = None,
     phase: PhaseOption = None,
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Find the best subnet within all budgets given, and runners-up, measured on validation data."""
+    """Find the best subnet within all budgets given, and runners-up, measured on validation data.
+
+    With tables of several precisions, the best subnet and precision together.
+    """
     budget = read_budget(flops, macs, params, memory, latency, energy, table)
-    device = read_table(table)
+    tables = read_tables(table, memory)
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
     from elastic.pipeline import Universal, is_stock
@@ -61,19 +67,28 @@ def search(
 
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
+    by_precision = chooses_precision(tables)
+    device = None if by_precision or not tables else tables[0]
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
+    settings = {
+        "method": read_search_method(method, uniform),
+        "accept": lambda subnet: is_stock(universal, subnet),
+        "num_candidates": candidates,
+        "within": space,
+        "multiple_of": multiple_of,
+    }
+    if by_precision:
+        joint = search_precisions(universal, tables, budget, lowered, settings)
+        print_joint(joint, universal, tables, as_json)
+        return
     with progress("Measuring") as on_progress:
         result = run(
             universal.model,
             budget,
             universal.measure,
             cost_model=universal.cost_model,
-            method=read_search_method(method, uniform),
-            accept=lambda subnet: is_stock(universal, subnet),
-            num_candidates=candidates,
-            within=space,
-            multiple_of=multiple_of,
             on_progress=on_progress,
+            **settings,
         )
     if as_json:
         print_json({

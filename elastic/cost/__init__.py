@@ -3,7 +3,7 @@
 from elastic.cost.budget import Budget, Limits, format_quantity, format_spent, parse_quantity, spent
 from elastic.cost.cost import Cost, InputShapes
 from elastic.cost.latency import LatencyModel
-from elastic.cost.latency_table import LatencyTable
+from elastic.cost.latency_table import LatencyTable, check_together
 from elastic.cost.model import CostModel, peak_activation_bytes
 from elastic.cost.phases import PHASES, DecoderCostModel, Phase
 from elastic.cost.profiling import subnets_to_profile
@@ -19,6 +19,7 @@ __all__ = [
     "Limits",
     "PHASES",
     "Phase",
+    "check_together",
     "format_quantity",
     "format_spent",
     "parse_quantity",

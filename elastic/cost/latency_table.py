@@ -61,7 +61,7 @@ class LatencyTable(_Part):
     format_version: int
     device: Device
     model_type: str
-    precision: str
+    precision: str = Field(min_length=1)
     threads: int
     rounds: int
     measured: tuple[Measurement, ...] = Field(min_length=1)
@@ -91,6 +91,11 @@ class LatencyTable(_Part):
             return cls.model_validate({**data, "path": str(path)} if isinstance(data, dict) else data)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"] == ("precision",):
+                raise BudgetError(
+                    f"the latency table {path} does not say its precision; profile the bundles again with `elastic "
+                    "profile`, or write the precision that they had into it."
+                ) from None
             where = ".".join(map(str, first["loc"])) or "the file"
             raise BudgetError(f"{path} is not a latency table: {where}: {first['msg']}.") from None
         except SpaceError as error:
@@ -128,6 +133,31 @@ class LatencyTable(_Part):
                 "models."
             )
         return cut
+
+
+def check_together(tables: Sequence[LatencyTable]) -> None:
+    """Check that tables are of one model on one device, each in a precision of its own.
+
+    Raises:
+        BudgetError: naming the first two that are not.
+    """
+    for index, table in enumerate(tables):
+        for other in tables[:index]:
+            if table.precision == other.precision:
+                raise BudgetError(
+                    f"the latency tables {other.path} and {table.path} are both of {table.precision}; give one for "
+                    "each precision."
+                )
+            for what, one, two in (
+                ("model type", other.model_type, table.model_type),
+                ("device", other.device.name, table.device.name),
+                ("number of threads", other.threads, table.threads),
+            ):
+                if one != two:
+                    raise BudgetError(
+                        f"the latency tables {other.path} and {table.path} differ in the {what} ({one} and {two}), and "
+                        "a budget is for one; profile both precisions alike."
+                    )
 
 
 def _distance(one: Measurement, input_shapes: InputShapes, past: int) -> float:

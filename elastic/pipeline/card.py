@@ -121,6 +121,7 @@ def _numbers(record: CheckpointRecord, points: Sequence[Measured]) -> list[str]:
         counted,
         "" if not record.comparison else "The front: of all subnets that were measured, those that none beats in both.",
         _on_test_data(record),
+        _in_precision(record),
         _verification(record),
     ]
 
@@ -158,6 +159,14 @@ def _on_test_data(record: CheckpointRecord) -> str:
         return ""
     test = record.test_quality
     return f"On test data, which chose nothing: {test['metric']} {test['value']:.4g} ({test['num_examples']} examples)."
+
+
+def _in_precision(record: CheckpointRecord) -> str:
+    if not record.precision:
+        return ""
+    precision, quality = record.precision["precision"], record.precision.get("quality")
+    measured = f" There its {quality['metric']} is {quality['value']:.4g} ({quality['split']})." if quality else ""
+    return f"It was chosen to be exported in {precision}, which is what `elastic export` does with it.{measured}"
 
 
 def _verification(record: CheckpointRecord) -> str:

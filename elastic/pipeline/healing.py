@@ -158,6 +158,7 @@ def heal(
             update={
                 "quality": keep_best.best.to_dict(),
                 "test_quality": _test_quality(model, task),
+                "precision": _without_quality(record.precision),
                 "healing": {
                     "teacher": Path(name).name,
                     "before": before.to_dict(),
@@ -189,6 +190,11 @@ def _with_distillation(recipe: Recipe) -> Recipe:
     objective = objective.model_copy(update={"teacher": "original", "name": name})
     training = recipe.training.model_copy(update={"arguments": arguments, "objective": objective})
     return recipe.model_copy(update={"training": training})
+
+
+def _without_quality(precision: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return how a checkpoint is to be exported; what its quality was so is that of the weights before."""
+    return None if precision is None else {name: value for name, value in precision.items() if name != "quality"}
 
 
 def _load_teacher(name: str, recipe: Recipe, task: Task, record: CheckpointRecord) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,16 @@ def quality_of(metric: Metric, items: torch.Tensor, split: str) -> Quality:
     return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval)
 
 
-def measured_cache(folder: Path, files: Mapping[str, str], task: Task) -> MeasuredCache:
-    """Return what has been measured, on validation data, of a universal model with these weight files."""
+def measured_cache(
+    folder: Path, files: Mapping[str, str], task: Task, conditions: Mapping[str, Any] | None = None
+) -> MeasuredCache:
+    """Return what has been measured, on validation data, of a universal model with these weight files.
+
+    Args:
+        folder: the universal model.
+        files: its weight files and their hashes.
+        task: the data and the metric.
+        conditions: what qualities depend on besides: a precision, for example.
+    """
     key = {"weights": dict(files), "data": fingerprint(task, "validation"), "metric": task.metric.name}
-    return MeasuredCache(folder, key)
+    return MeasuredCache(folder, {**key, **(conditions or {})})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ class Universal:
         """What has been measured of these weights on this validation data."""
         return measured_cache(self.folder, self.record.files, self.task)
 
+    def remembering(
+        self, measure: Callable[[Subnet], Quality], conditions: Mapping[str, Any]
+    ) -> Callable[[Subnet], Quality]:
+        """Return another way to measure subnets on validation data that remembers what it measured before.
+
+        Args:
+            measure: measures a subnet.
+            conditions: what the quality depends on besides weights, data and metric: a precision, for example.
+        """
+        cache = measured_cache(self.folder, self.record.files, self.task, conditions)
+
+        def run(subnet: Subnet) -> Quality:
+            known = cache.get(subnet)
+            if known is None:
+                known = measure(subnet)
+                cache.put(subnet, known)
+            return known
+
+        return run
+
     def measure(self, subnet: Subnet, split: str = "validation") -> Quality:
         """Measure a subnet on held-out data, or remember what was measured before on validation data."""
         known = self.measured.get(subnet) if split == "validation" else None
@@ -127,7 +148,12 @@ class Universal:
 
 
 def extract_checkpoint(
-    universal: Universal, chosen: Measured, output: Path, *, correction: Correction | None = None
+    universal: Universal,
+    chosen: Measured,
+    output: Path,
+    *,
+    correction: Correction | None = None,
+    export_as: Mapping[str, str] | None = None,
 ) -> CheckpointRecord:
     """Cut a subnet, verify it against the universal model, measure it on test data, and write it to ``output``.
 
@@ -136,6 +162,7 @@ def extract_checkpoint(
         chosen: the subnet with its cost and quality.
         output: folder to write; it must not exist.
         correction: how the weights are adjusted after the cut has been verified (see `elastic.ordering.correct`).
+        export_as: the options of an export in the precision that ``chosen`` was measured in, where that is not float32.
 
     Raises:
         CheckError: if the outputs differ; nothing is written then.
@@ -148,6 +175,10 @@ def extract_checkpoint(
     differences = [
         verify_extraction(universal.model, subnet, small, _on(universal.model, batch, tokens)) for batch in (1, 4)
     ]
+    precision = None if export_as is None else {**export_as, "quality": chosen.quality.to_dict()}
+    if precision is not None:
+        # What is written here is in float32.
+        chosen = replace(chosen, quality=universal.measure(subnet), precision="fp32")
     corrected = None if correction is None else _correct(universal, subnet, small, correction)
     test_quality = None
     if "test" in universal.task.splits:
@@ -163,6 +194,7 @@ def extract_checkpoint(
         universal_dims=universal.elastic.dims,
         cost=chosen.cost.to_dict(),
         quality=chosen.quality.to_dict(),
+        precision=precision,
         test_quality=test_quality,
         comparison=_comparison(universal, chosen),
         verification={"max_abs_diff": max(differences), "tolerance": TOLERANCE, "batches": [1, 4]},

@@ -50,7 +50,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Measured:
-    """A subnet with its cost and its measured quality."""
+    """A subnet with its cost and its measured quality, both in one precision."""
 
     subnet: Subnet
     cost: Cost
@@ -59,6 +59,8 @@ class Measured:
     """``granularity``, ``uniform`` or ``mix``."""
     name: str = ""
     """The granularity's name, where it has one."""
+    precision: str = "fp32"
+    """In which the quality was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -69,4 +71,5 @@ class Measured:
             "description": self.subnet.describe(),
             "cost": self.cost.to_dict(),
             "quality": self.quality.to_dict(),
+            "precision": self.precision,
         }

@@ -57,7 +57,7 @@ class SearchResult:
 
 def search(
     model: PreTrainedModel,
-    budget: Budget,
+    budget: Budget | Limits,
     evaluate: Evaluate,
     *,
     input_shapes: InputShapes | None = None,
@@ -87,7 +87,7 @@ def search(
 
     Args:
         model: a universal model.
-        budget: what the subnet may cost.
+        budget: what the subnet may cost; percentages are of the largest subnet.
         evaluate: measures a subnet; it must not use test data.
         input_shapes: for which costs are computed; by default `default_input_shapes`.
         cost_model: predicts costs, instead of one for ``input_shapes``: of a phase of a decoder, for example.
@@ -107,13 +107,13 @@ def search(
             the subnets need (names one to measure).
         CheckError: if no measured quality is a finite number.
     """
-    whole = get_elastic(model).resolved
-    space = whole.within(within or SearchSpace()).aligned(multiple_of)
+    space = searched_space(model, within, multiple_of)
     costs = cost_model or CostModel.of(model, input_shapes or default_input_shapes(model))
     cost_model = _with_table(costs, table, space)
-    limits = budget.limits(cost_model.cost(whole.largest))
+    largest = get_elastic(model).resolved.largest
+    limits = budget if isinstance(budget, Limits) else budget.limits(cost_model.cost(largest))
     limits.check_reachable(cost_model.cost(space.smallest))
-    measure = _Memory(evaluate)
+    measure = Memory(evaluate)
     predictor, optima = None, []
     if method == "predictor":
         predictor = fit_predictor(space, measure, seed=seed, on_progress=on_progress)
@@ -132,8 +132,11 @@ def search(
     if predictor is not None:
         _refine(space, cost_model, limits, predictor, measure, measured)
         for subnet, quality in measure.seen.items():
+            # Single changes leave the space where layers leave whole, and no table needs to tell what those cost.
+            if subnet in measured or subnet not in space:
+                continue
             cost = cost_model.cost(subnet)
-            if subnet not in measured and limits.met_by(cost):
+            if limits.met_by(cost):
                 measured[subnet] = Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix")
     ranked = sorted(measured.values(), key=rank)
     if not ranked:
@@ -142,6 +145,15 @@ def search(
         raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
     bound = optima[0].bound if optima else None
     return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound)
+
+
+def searched_space(model: PreTrainedModel, within: SearchSpace | None, multiple_of: int) -> ResolvedSpace:
+    """Return the part of a model's space that is searched.
+
+    Raises:
+        SpaceError: if ``within`` has choices that the model's space has not.
+    """
+    return get_elastic(model).resolved.within(within or SearchSpace()).aligned(multiple_of)
 
 
 def _with_table(cost_model: CostModel, table: LatencyTable | None, space: ResolvedSpace) -> CostModel:
@@ -174,7 +186,7 @@ def _candidates(
     return [*predicted, *(candidate for candidate in others if candidate.subnet not in chosen)]
 
 
-class _Memory:
+class Memory:
     """Measures each subnet once."""
 
     def __init__(self, evaluate: Evaluate) -> None:
@@ -182,6 +194,7 @@ class _Memory:
         self.seen: dict[Subnet, Quality] = {}
 
     def __call__(self, subnet: Subnet) -> Quality:
+        """Return the quality of a subnet."""
         if subnet not in self.seen:
             quality = self._evaluate(subnet)
             if not isinstance(quality, Quality):
@@ -195,7 +208,7 @@ def _refine(
     cost_model: CostModel,
     limits: Limits,
     predictor: Predictor,
-    measure: _Memory,
+    measure: Memory,
     measured: dict[Subnet, Measured],
 ) -> None:
     """Climb from the best: measure those neighbours within the budget of which most is predicted, while it helps."""

@@ -101,7 +101,7 @@ def describe(report: Report) -> str:
         pairs = zip(report.bundles, report.ratios, strict=True)
         return "\n".join(f"{describe(bundle)}; ratio {ratio:.3f}" for bundle, ratio in pairs)
     if isinstance(report, ProfileReport):
-        return _describe_table(report)
+        return "\n".join(_describe_table(one) for one in (report, *report.others))
     sizes = ", ".join(f"{name} {size}" for name, size in report.sizes.items())
     where = f"threads {report.threads}" if report.backend == ONNXRUNTIME else report.backend
     name = f"{report.bundle} {report.subnet}" if report.subnet else report.bundle

@@ -72,6 +72,8 @@ class ProfileReport:
 
     output_file: str
     table: LatencyTable
+    others: tuple[ProfileReport, ...] = ()
+    """Of bundles of several precisions, which took turns: the tables of the other precisions."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ def profile(
 ) -> ProfileReport:
     """Measure every subnet of some bundles, in turns, and write the latency table of this device.
 
+    Bundles of several precisions take turns too, so that what disturbs the device disturbs all alike; each precision
+    gets a table of its own, ``table-int8.json`` where the file is to be ``table.json``.
+
     Args:
         folders: bundles of one model; each holds one subnet, or several.
         output_file: the ``.json`` to write.
@@ -117,27 +122,27 @@ def profile(
     """
     if output_file.suffix != ".json":
         raise BundleError(f"a latency table is written as .json, not as '{output_file.name}'.")
-    if os.path.lexists(output_file):
-        raise BundleError(f"'{output_file}' is there already; choose another output file.")
     check_rounds(warmup, rounds)
     sessions = [Session.open(folder, threads=threads, spinning=spinning, backend=backend) for folder in folders]
     bundles = [named for session in sessions for named in _subnets(session)]
     _check_alike([bundle for _, bundle in bundles])
+    output_files = _output_files(output_file, [bundle for _, bundle in bundles])
     meter = find_power_meter(root)
     before = temperatures(root)
     idle_w = None if meter is None else _idle_watts(meter)
-    measured: list[Measurement] = []
+    measured: dict[str, list[Measurement]] = {precision: [] for precision in output_files}
     for batch, sequence in itertools.product(batches, sequences or (None,)):
         contestants = [_contestant(name, bundle, batch, sequence, past) for name, bundle in bundles]
         milliseconds = take_turns([one.run for one in contestants], warmup=warmup, rounds=rounds)
         energies = [None] * len(contestants) if meter is None else _energies(contestants, meter)
-        for one, column, energy in zip(contestants, milliseconds.T, energies, strict=True):
+        for (_, bundle), one, column, energy in zip(bundles, contestants, milliseconds.T, energies, strict=True):
             p10, median, p90 = (round(float(p), 6) for p in np.percentile(column, (10, 50, 90)))
             shapes = {name: list(array.shape) for name, array in one.inputs.items()}
-            measured.append(Measurement(one.name, one.subnet, one.sizes, shapes, median, p10, p90, energy))
+            measured[bundle.manifest.parity.precision].append(
+                Measurement(one.name, one.subnet, one.sizes, shapes, median, p10, p90, energy)
+            )
     after = temperatures(root)
-    first = bundles[0][1].manifest
-    table = LatencyTable(
+    common = LatencyTable(
         format_version=TABLE_FORMAT,
         device={
             "name": device_name(root),
@@ -147,18 +152,40 @@ def profile(
             "python": platform.python_version(),
             "runtime": sessions[0].backend.version,
         },
-        model_type=first.model_type,
-        precision=first.parity.precision,
+        model_type=bundles[0][1].manifest.model_type,
+        precision="",
         threads=threads,
         spinning=spinning,
         warmup=warmup,
         rounds=rounds,
         temperature_c={name: [value, after[name]] for name, value in before.items() if name in after},
         power=None if meter is None else {"rails": list(meter.rails), "idle_w": idle_w},
-        measured=tuple(measured),
+        measured=(),
     )
-    write_whole(output_file, (json.dumps(asdict(table), indent=1, allow_nan=False) + "\n").encode())
-    return ProfileReport(str(output_file), table)
+    first, *others = [
+        ProfileReport(str(path), replace(common, precision=precision, measured=tuple(measured[precision])))
+        for precision, path in output_files.items()
+    ]
+    for report in (first, *others):
+        text = json.dumps(asdict(report.table), indent=1, allow_nan=False) + "\n"
+        write_whole(Path(report.output_file), text.encode())
+    return replace(first, others=tuple(others))
+
+
+def _output_files(output_file: Path, bundles: Sequence[Bundle]) -> dict[str, Path]:
+    """Return the file of each precision.
+
+    Raises:
+        BundleError: if one is there already.
+    """
+    precisions = list(dict.fromkeys(bundle.manifest.parity.precision for bundle in bundles))
+    files = {precision: output_file.with_stem(f"{output_file.stem}-{precision}") for precision in precisions}
+    if len(precisions) == 1:
+        files = {precisions[0]: output_file}
+    for path in files.values():
+        if os.path.lexists(path):
+            raise BundleError(f"'{path}' is there already; choose another output file.")
+    return files
 
 
 def _subnets(session: Session) -> list[tuple[str, Bundle]]:
@@ -205,16 +232,13 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
     """Check that the bundles are subnets of one model, as far as manifests say."""
     if not bundles:
         raise BundleError("give at least one bundle to measure.")
-    for what, of in (
-        ("model type", lambda bundle: bundle.manifest.model_type),
-        ("precision", lambda bundle: bundle.manifest.parity.precision),
-    ):
-        for bundle in bundles[1:]:
-            if of(bundle) != of(bundles[0]):
-                raise BundleError(
-                    f"'{bundle.folder}' has the {what} {of(bundle)}, and '{bundles[0].folder}' {of(bundles[0])}; "
-                    "measure them into tables of their own."
-                )
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        if bundle.manifest.model_type != first.manifest.model_type:
+            raise BundleError(
+                f"'{bundle.folder}' has the model type {bundle.manifest.model_type}, and '{first.folder}' "
+                f"{first.manifest.model_type}; measure them into tables of their own."
+            )
 
 
 def _contestant(name: str, bundle: Bundle, batch: int, sequence: int | None, past: int) -> _Contestant:

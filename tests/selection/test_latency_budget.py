@@ -77,3 +77,13 @@ def test_a_decoding_step_needs_a_table_of_decoding_steps(tmp_path):
 def test_fronts_over_latency_need_a_table():
     with pytest.raises(BudgetError, match="latency_ms comes from a latency table"):
         pareto_front([point()], "latency_ms")
+
+
+def test_a_table_need_not_tell_what_is_not_in_the_space(tmp_path):
+    """Where layers leave whole, the predictor still measures layers without attention."""
+    model = make_elastic(tiny_vit(), SearchSpace(ffn=[0.5, 1.0], layers=[2, 3]))
+    space = get_elastic(model).resolved
+    table = read_table(tmp_path / "t.json", one_axis_each(space), SHAPES)
+    result = search(model, Budget(latency="99%"), lambda s: sum(s.ffn) + sum(s.heads), table=table, num_candidates=4)
+    assert all(point.subnet in space for point in result.measured)
+    assert result.best.cost.latency_ms < true_ms(space.largest)
