@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -86,7 +87,8 @@ def joint_search(
     precision, by its latency table, the subnets that fit, with their qualities in float32, which are cheap to measure.
     A pair is predicted from that quality and the mean loss of the pairs measured so far. Each precision's first
     candidate is measured in it; then always the pair of which most is predicted, until none would be the best even if
-    it lost as little as the luckiest of its precision. Only measured pairs count; between equals the faster wins.
+    it were lucky: if it lost two standard deviations less than the mean. Only measured pairs count; between equals the
+    faster wins.
 
     Args:
         model: a universal model.
@@ -205,7 +207,7 @@ def _run(lowered: Sequence[_Race], races: Sequence[_Race], most: int | None, on_
         new = [race for race in lowered if not race.tried]
         running = [race for race in lowered if not race.is_over]
         if most is not None:
-            running = [r for r in running if len(r.losses) < MIN_LOWERED or r.predicted(min) > best]
+            running = [r for r in running if len(r.losses) < MIN_LOWERED or r.predicted(_lucky) > best]
         if not new and not running:
             return count
         (new or [max(running, key=lambda race: race.predicted(_mean))])[0].measure_next()
@@ -238,3 +240,7 @@ def _value(quality: Quality) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _lucky(losses: Sequence[float]) -> float:
+    return _mean(losses) - (2 * statistics.stdev(losses) if len(losses) > 1 else 0.0)

@@ -129,12 +129,12 @@ def test_measurements_go_to_the_precision_that_is_ahead(model, costs, every):
 
     def lowered(name, subnet):
         counts[name] += 1
-        return quality(90 + 0.5 * true_ms(subnet) - (rng.uniform(0, 1) if name == "int8" else 9.0))
+        return quality(90 + 0.2 * true_ms(subnet) - (rng.uniform(0, 1) if name == "int8" else 9.0))
 
     result = joint(
         model,
         "3ms",
-        lambda s: quality(90 + 0.5 * true_ms(s)),
+        lambda s: quality(90 + 0.2 * true_ms(s)),
         precisions(costs, lowered),
         num_candidates=200,
         num_lowered=8,
