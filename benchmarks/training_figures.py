@@ -216,10 +216,11 @@ def search(rows: Sequence[Row], data: str) -> Figure:
         means.append((count, regret, styles[name]))
     axes.xaxis.set_major_formatter(FLOPS)
     axes.set_ylim(bottom=0)
-    name_axes(axes, "budget, FLOPs", "regret on test data, points (lower is better)", "at each budget")
+    unit = "nats" if rows[0]["metric"] == "loss" else "points"
+    name_axes(axes, "budget, FLOPs", f"regret on test data, {unit} (lower is better)", "at each budget")
     flops_axis(spent)
     spent.set_ylim(0, 1.25 * max(regret for _, regret, _ in means) or 1)
-    name_axes(spent, "subnets measured for a budget", "mean regret, points", "mean over budgets")
+    name_axes(spent, "subnets measured for a budget", f"mean regret, {unit}", "mean over budgets")
     label(spent, means)
     return figure
 
