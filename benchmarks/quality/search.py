@@ -62,7 +62,8 @@ def main() -> None:
             if method == "predictor":
                 num_predictor = result.num_evaluations
             found.append({
-                "budget": flops, "metric": universal.task.metric.name, "method": method, "evaluations": result.num_evaluations,
+                "budget": flops, "metric": universal.task.metric.name, "method": method,
+                "evaluations": result.num_evaluations,
                 "validation": result.best.quality.value, "test": on_test(result.best.subnet),
                 "flops": result.best.cost.flops, "subnet": result.best.subnet.describe(),
                 "rank_correlation": "" if result.predictor is None else round(result.predictor.rank_correlation, 4),
