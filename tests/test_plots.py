@@ -39,8 +39,8 @@ def searched():
     rng = random.Random(0)
     methods = {"predictor": 80, "heuristic": 48, "uniform": 12, "random": 100, "evolution": 800}
     return [
-        {"metric": "accuracy", "budget": 10**6 * index, "method": method, "evaluations": count, "validation": 96.0, "test": 95.0,
-         "flops": 10**6 * index, "subnet": "", "rank_correlation": "", "regret": rng.random()}
+        {"budget": 10**6 * index, "metric": "accuracy", "method": method, "evaluations": count, "validation": 96.0,
+         "test": 95.0, "flops": 10**6 * index, "subnet": "", "rank_correlation": "", "regret": rng.random()}
         for index in range(1, 11) for method, count in methods.items()
     ]  # fmt: skip
 
