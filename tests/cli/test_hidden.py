@@ -101,7 +101,11 @@ def test_healing_a_narrow_stream_and_a_short_embedding(embedder, recipe, tmp_pat
     subnet = json.dumps({"ffn": [64] * 3, "heads": [2] * 3, "hidden": 16, "embedding_dim": 8})
     assert elastic("extract", universal, "--subnet", subnet, "-o", small).code == 0
     named = ("--teacher", universal) if teacher == "universal" else ()
-    healed = elastic("heal", small, tmp_path / "recipe.yaml", *named, "-o", tmp_path / "healed", "--json")
+    healed = elastic(
+        "heal", small, tmp_path / "recipe.yaml", *named, "-o", tmp_path / "healed", "--json",
+        "--set", "training.arguments.num_train_epochs=12", "--set", "training.arguments.eval_strategy=steps",
+        "--set", "training.arguments.eval_steps=0.5",
+    )  # fmt: skip
     assert healed.code == 0, (healed.err, healed.exception)
     assert healed.json["quality"]["value"] > healed.json["before"]["value"]
     assert SentenceTransformer(str(tmp_path / "healed"), device="cpu").encode(SENTENCES).shape == (3, 8)

@@ -118,9 +118,9 @@ def test_engines_are_installed_from_the_bundle(tmp_path):
     assert install().returncode == 1
     assert "has no engine, or several" in install().stderr
     (bundle / "engines").mkdir()
-    plan = bundle / "engines" / "model.0123.plan"
+    plan = bundle / "engines" / "model.0123456789abcdef.plan"
     plan.write_bytes(b"plan")
-    record = bundle / "engines" / "model.0123.plan.json"
+    record = bundle / "engines" / "model.0123456789abcdef.plan.json"
     record.write_text('{"settings": {"stripped": true}}')
     assert "build it without --strip" in install().stderr
     record.write_text('{"settings": {"stripped": false}}')
