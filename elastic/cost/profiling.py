@@ -28,7 +28,7 @@ def subnets_to_profile(space: ResolvedSpace) -> dict[str, Subnet]:
     For each hidden size the first are uniform: the largest, then always the one that differs most from all before (QR
     factorization with column pivoting; Golub and Van Loan, Matrix Computations, section 5.5), until nothing is
     left by which `elastic.cost.LatencyModel` tells subnets apart. Of widths, the smallest, the largest and one between
-    are measured, so that a bend shows. The others have a width of their own in every layer, and are added until any
+    are measured, so that a bend shows. The others, most with a width of their own in every layer, are added until any
     one of all could be left out. Equal spaces give equal subnets.
     """
     few = replace(
@@ -58,15 +58,24 @@ def _of_one_hidden_size(space: ResolvedSpace) -> list[tuple[str, Subnet]]:
     scale = np.maximum(rows.max(axis=0), 1e-12)
     basis = _spanning(rows / scale)
     measured, x = [list(uniform.items())[index] for index in basis], rows[basis] / scale
-    rng = random.Random(0)
-    drawn, known = dict.fromkeys(space.sample(rng) for _ in range(NUM_DRAWN)), set(uniform.values())
-    mixed = [subnet for subnet in drawn if subnet not in known]
-    further = _features(mixed, *knots) / scale
-    while mixed and _leverage(x) > LEVERAGE:
-        best = min(range(len(mixed)), key=lambda index: _leverage(np.vstack([x, further[index]])))
-        measured.append((f"mixed-{len(measured) - len(basis) + 1}", mixed.pop(best)))
+    others = _others(space, uniform.values(), {subnet for _, subnet in measured})
+    further = _features(others, *knots) / scale
+    while others and (excess := _excess_leverage(x)) > 0:
+        left = [_excess_leverage(np.vstack([x, row])) for row in further]
+        best = int(np.argmin(left))
+        if left[best] > excess - _RANK:
+            break
+        measured.append((f"more-{len(measured) - len(basis) + 1}", others.pop(best)))
         x, further = np.vstack([x, further[best]]), np.delete(further, best, axis=0)
     return measured
+
+
+def _others(space: ResolvedSpace, uniform: Iterable[Subnet], measured: set[Subnet]) -> list[Subnet]:
+    """Return subnets of mixed widths first, and then uniform ones: models of one layer have no mixed widths."""
+    rng = random.Random(0)
+    drawn = [space.sample(rng) for _ in range(NUM_DRAWN)]
+    mixed = [subnet for subnet in drawn if not subnet.is_uniform]
+    return [subnet for subnet in dict.fromkeys([*mixed, *uniform]) if subnet not in measured]
 
 
 def _uniform(space: ResolvedSpace) -> dict[str, Subnet]:
@@ -92,9 +101,9 @@ def _spanning(rows: Vector) -> list[int]:
     return [int(index) for index in order[: int((lengths > _RANK * lengths[0]).sum())]]
 
 
-def _leverage(rows: Vector) -> float:
-    """Return the largest diagonal element of the projection onto the span of the columns."""
-    return float(np.diag(rows @ np.linalg.pinv(rows)).max())
+def _excess_leverage(rows: Vector) -> float:
+    """Return by how much the diagonal of the projection onto the span of the columns exceeds `LEVERAGE`, in all."""
+    return float(np.maximum(np.diag(rows @ np.linalg.pinv(rows)) - LEVERAGE, 0.0).sum())
 
 
 def _ends(choices: tuple[int, ...]) -> tuple[int, ...]:
