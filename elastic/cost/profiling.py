@@ -19,6 +19,8 @@ NUM_DRAWN = 256
 LEVERAGE = 0.9
 """How much a measured subnet may count in its own prediction; at 1, the others do not tell it."""
 
+DEPTH = ("layers", "attention", "mlp", "exit")
+
 _RANK = 1e-6
 
 
@@ -45,13 +47,13 @@ def subnets_to_profile(space: ResolvedSpace) -> dict[str, Subnet]:
     found = {}
     for hidden in reversed(space.hidden):
         prefix = [] if hidden == space.hidden[-1] else [f"hidden-{hidden}"]
-        for name, subnet in _of_one_hidden_size(replace(few, hidden=(hidden,))):
+        for name, subnet in _of_one_hidden_size(replace(few, hidden=(hidden,)), space):
             found[".".join(prefix + [name] * (not prefix or name != "largest"))] = subnet
     return found
 
 
-def _of_one_hidden_size(space: ResolvedSpace) -> list[tuple[str, Subnet]]:
-    uniform = _uniform(space)
+def _of_one_hidden_size(space: ResolvedSpace, whole: ResolvedSpace) -> list[tuple[str, Subnet]]:
+    uniform = _uniform(space, whole)
     # Curves that bend at every width: what tells these, tells straight ones as well.
     knots = curves(set(space.heads))[-1], curves(set(space.ffn))[-1]
     rows = _features(uniform.values(), *knots)
@@ -78,14 +80,20 @@ def _others(space: ResolvedSpace, uniform: Iterable[Subnet], measured: set[Subne
     return [subnet for subnet in dict.fromkeys([*mixed, *uniform]) if subnet not in measured]
 
 
-def _uniform(space: ResolvedSpace) -> dict[str, Subnet]:
-    """Return the uniform subnets by what is not the largest in them; those with the fewest such choices first."""
+def _uniform(space: ResolvedSpace, whole: ResolvedSpace) -> dict[str, Subnet]:
+    """Return the uniform subnets by what is not the largest in them; those with the fewest such choices first.
+
+    Besides those of ``space``, single changes of depth with all choices of the ``whole``: how many attentions and MLPs
+    are left is not linear in a choice where another axis limits it as well.
+    """
     grid = itertools.product(*(reversed(getattr(space, axis)) for axis in AXES))
     changes = [{a: c for a, c in zip(AXES, point, strict=True) if c != getattr(space, a)[-1]} for point in grid]
+    changes += [{axis: choice} for axis in DEPTH for choice in reversed(getattr(whole, axis)[:-1])]
+    every = replace(space, **{axis: getattr(whole, axis) for axis in DEPTH})
     names: dict[Subnet, str] = {}
     for changed in sorted(changes, key=len):
         name = ".".join(f"{axis}-{choice}" for axis, choice in changed.items())
-        names.setdefault(space.uniform(**changed), name or "largest")
+        names.setdefault(every.uniform(**changed), name or "largest")
     return {name: subnet for subnet, name in names.items()}
 
 

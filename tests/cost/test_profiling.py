@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elastic.cost import Cost, LatencyModel, subnets_to_profile
@@ -41,6 +41,7 @@ SPACES = st.builds(
 
 
 @given(SPACES, st.sampled_from([None, ORDER]))
+@example(SearchSpace(ffn=[0.125], heads=[2], layers=[1, 2, 3], attention=[3], mlp=[2], exit=[4]), None)
 def test_what_is_measured_tells_the_whole_space(tmp_path_factory, space, order):
     resolved = space.resolve(DIMS, order)
     chosen = subnets_to_profile(resolved)
