@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elastic.cli.joint import as_arguments, chooses_precision, export_options, note_joint, search_precisions
+from elastic.cli.joint import (
+    as_arguments,
+    chooses_precision,
+    export_options,
+    note_joint,
+    search_precisions,
+    search_settings,
+)
 from elastic.cli.options import (
     Candidates,
     Capacity,
@@ -35,7 +42,6 @@ from elastic.cli.options import (
     read_input_shape,
     read_method,
     read_phase,
-    read_search_method,
     read_space_option,
     read_subnet_option,
     read_tables,
@@ -138,13 +144,9 @@ def extract(
         kind = "uniform" if chosen.is_uniform else "mix"
         best = Measured(chosen, universal.cost_model.cost(chosen), universal.measure(chosen), kind)
     elif budget:
-        settings: dict[str, Any] = {
-            "method": read_search_method(method, uniform),
-            "accept": lambda subnet: is_stock(universal, subnet),
-            "num_candidates": candidates,
-            "within": space,
-            "multiple_of": multiple_of,
-        }
+        settings = search_settings(
+            universal, method=method, uniform=uniform, candidates=candidates, within=space, multiple_of=multiple_of
+        )
         if by_precision:
             joint = search_precisions(universal, tables, budget, lowered, settings)
         best = joint.best if joint else _search(universal, budget, settings)

@@ -6,12 +6,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from elastic.cli.options import read_search_method
 from elastic.cli.output import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from elastic.cost import Budget, LatencyModel, LatencyTable
     from elastic.pipeline import Universal
     from elastic.selection import JointResult, Precision
+    from elastic.space import SearchSpace
 
 FP32, INT8_STATIC, TENSORRT = "fp32", "int8-static", "tensorrt"
 NUM_CALIBRATION = 512
@@ -39,6 +41,27 @@ def export_options(tables: Sequence[LatencyTable], precision: str) -> dict[str, 
 def as_arguments(export_as: Mapping[str, str]) -> str:
     """Return options of an export as they are written."""
     return " ".join(f"--{name} {value}" for name, value in export_as.items())
+
+
+def search_settings(
+    universal: Universal,
+    *,
+    method: str | None,
+    uniform: bool,
+    candidates: int,
+    within: SearchSpace | None,
+    multiple_of: int,
+) -> dict[str, Any]:
+    """Return what a search takes from a command's options, whether it chooses subnets alone or precisions too."""
+    from elastic.pipeline import is_stock
+
+    return {
+        "method": read_search_method(method, uniform),
+        "accept": lambda subnet: is_stock(universal, subnet),
+        "num_candidates": candidates,
+        "within": within,
+        "multiple_of": multiple_of,
+    }
 
 
 def search_precisions(

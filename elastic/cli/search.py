@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elastic.cli.joint import chooses_precision, print_joint, search_precisions
+from elastic.cli.joint import chooses_precision, print_joint, search_precisions, search_settings
 from elastic.cli.options import (
     Candidates,
     Context,
@@ -25,7 +25,6 @@ from elastic.cli.options import (
     read_budget,
     read_input_shape,
     read_phase,
-    read_search_method,
     read_space_option,
     read_tables,
 )
@@ -62,7 +61,7 @@ def search(
     tables = read_tables(table, memory)
     space = read_space_option(within) if within else None
     from elastic.checkpoint import read_record
-    from elastic.pipeline import Universal, is_stock
+    from elastic.pipeline import Universal
     from elastic.selection import search as run
 
     recorded = read_record(folder).input_shapes
@@ -70,13 +69,9 @@ def search(
     by_precision = chooses_precision(tables)
     device = None if by_precision or not tables else tables[0]
     universal = Universal.open(folder, shapes, read_phase(phase, context, input_shape, recorded), device)
-    settings = {
-        "method": read_search_method(method, uniform),
-        "accept": lambda subnet: is_stock(universal, subnet),
-        "num_candidates": candidates,
-        "within": space,
-        "multiple_of": multiple_of,
-    }
+    settings = search_settings(
+        universal, method=method, uniform=uniform, candidates=candidates, within=space, multiple_of=multiple_of
+    )
     if by_precision:
         joint = search_precisions(universal, tables, budget, lowered, settings)
         print_joint(joint, universal, tables, as_json)
