@@ -10,9 +10,10 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from elastic.checkpoint import RECORD_NAME, load, model_class_of, read_record, unfit_weights
+from elastic.checkpoint import load, model_class_of, unfit_weights
 from elastic.data.embedder import EmbedderFolder, is_embedder, read_embedder
 from elastic.errors import CheckpointError
+from elastic.record import RECORD_NAME, read_record
 from elastic.space import Subnet
 
 from .decoder import DecoderInputs

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from elastic.checkpoint import CheckpointRecord, load, read_record, save_checkpoint
+from elastic.checkpoint import load, save_checkpoint
 from elastic.errors import CheckpointError, OutputExistsError
 from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.folder import new_folder
 from elastic.nested import active, get_elastic
+from elastic.record import CheckpointRecord, read_record
 from elastic.space import Subnet
 from tests.conftest import fitting, subnets
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, BertForSequenceClassification, ViTForImageClassification
 
-from elastic.checkpoint import CheckpointRecord, load, save_checkpoint
+from elastic.checkpoint import load, save_checkpoint
 from elastic.cost import CostModel
 from elastic.export import export_onnx
 from elastic.extraction import (
@@ -25,6 +25,7 @@ from elastic.families import get_family, input_shapes
 from elastic.folder import new_folder
 from elastic.nested import active, get_elastic, make_elastic
 from elastic.ordering import correct
+from elastic.record import CheckpointRecord
 from elastic.space import SearchSpace, Subnet
 from tests.tiny import MODELS, tiny_bert, tiny_bert_base, tiny_llama, tiny_vit
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import write_csv
 
 import elastic
-from elastic.checkpoint import CheckpointRecord
+from elastic.record import CheckpointRecord
 from elastic.folder import sha256
 from elastic.nested import meta_model
 from elastic.cost.plan import make_plan

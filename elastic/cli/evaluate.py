@@ -40,8 +40,8 @@ def evaluate(
     if threshold is not None and capacity is not None:
         raise ElasticError("give either --threshold or --capacity, not both.")
     share = None if capacity is None else read_capacity(capacity)
-    from elastic.checkpoint import read_record
     from elastic.pipeline import Universal
+    from elastic.record import read_record
     from elastic.selection import Measured
 
     universal = Universal.open(folder, read_input_shape(input_shape, read_record(folder).input_shapes))

@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from elastic.checkpoint import CheckpointRecord
     from elastic.cost import Budget
     from elastic.pipeline import Universal
+    from elastic.record import CheckpointRecord
     from elastic.selection import Measured
     from elastic.space import Subnet
 
@@ -113,10 +113,10 @@ def extract(
     share = None if capacity is None else read_capacity(capacity)
     chosen = read_subnet_option(subnet) if subnet else None
     space = read_space_option(within) if within else None
-    from elastic.checkpoint import read_record
     from elastic.folder import check_output
     from elastic.ordering import CORRECTIONS
     from elastic.pipeline import Universal, extract_checkpoint, is_stock
+    from elastic.record import read_record
     from elastic.selection import Measured
 
     check_output(output)
@@ -195,9 +195,10 @@ def _note_checks(record: CheckpointRecord) -> None:
 def _stream(
     folder: Path, subnet: Subnet, output: Path, input_shape: str | None, max_shard_size: str, as_json: bool
 ) -> None:
-    from elastic.checkpoint import read_config, read_record
+    from elastic.checkpoint import read_config
     from elastic.extraction import is_portable
     from elastic.families import get_family
+    from elastic.record import read_record
     from elastic.streaming import SUFFIX, stream_extraction
 
     universal = read_record(folder)

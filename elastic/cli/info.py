@@ -17,7 +17,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show axes, number of subnets and the range of costs of a universal model."""
-    from elastic.checkpoint import read_record
+    from elastic.record import read_record
 
     record = read_record(folder)
     if record.kind == "extracted":

@@ -47,10 +47,10 @@ def pareto(
     as_json: Json = False,
 ) -> None:
     """Measure granularities, uniform subnets and mixes; write pareto.csv, pareto.png and index.html."""
-    from elastic.checkpoint import read_record
     from elastic.cost import Budget
     from elastic.folder import check_output, new_folder
     from elastic.pipeline import Universal
+    from elastic.record import read_record
     from elastic.selection.candidates import landscape
     from elastic.selection.pareto import check_cost, pareto_front
     from elastic.selection.report import write_report

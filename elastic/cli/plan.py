@@ -103,7 +103,7 @@ def _read(model: str) -> tuple[PreTrainedConfig, SearchSpace | None, dict[str, t
         raise CheckpointError(f"the configuration of '{model}'{where} cannot be read: {error}") from None
     record_path = path / "elastic.json"
     if path.is_dir() and record_path.is_file():
-        from elastic.checkpoint import read_record
+        from elastic.record import read_record
         from elastic.space import SearchSpace
 
         record = read_record(path)

@@ -120,7 +120,7 @@ def _read_recipe(path: Path, overrides: list[str] | None, variant: str | None) -
 
     if not path.is_dir():
         return load_recipe(path, overrides or [], variant=variant)
-    from elastic.checkpoint import read_record
+    from elastic.record import read_record
 
     recorded = read_record(path).recipe
     if recorded is None:
@@ -132,7 +132,7 @@ def _read_recipe(path: Path, overrides: list[str] | None, variant: str | None) -
 
 def recorded_precision(folder: Path) -> dict[str, str]:
     """Return the options of the export that a checkpoint was chosen for; none if it was chosen for float32, or not."""
-    from elastic.checkpoint import RECORD_NAME, read_record
+    from elastic.record import RECORD_NAME, read_record
 
     recorded = read_record(folder).precision if (folder / RECORD_NAME).is_file() else None
     return {name: value for name, value in (recorded or {}).items() if name in ("precision", "target")}

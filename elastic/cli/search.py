@@ -60,8 +60,8 @@ def search(
     budget = read_budget(flops, macs, params, memory, latency, energy, table)
     tables = read_tables(table, memory)
     space = read_space_option(within) if within else None
-    from elastic.checkpoint import read_record
     from elastic.pipeline import Universal
+    from elastic.record import read_record
     from elastic.selection import search as run
 
     recorded = read_record(folder).input_shapes

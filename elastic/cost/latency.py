@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from elastic.cost.cost import Cost, InputShapes
 from elastic.cost.latency_table import LatencyTable, subnets_of
@@ -188,6 +187,8 @@ def _fit(measured: Mapping[Subnet, float], heads_knots: Knots, ffn_knots: Knots)
     x = np.array([row for row in rows if row is not None])
     y = np.array([value for row, value in zip(rows, measured.values(), strict=True) if row is not None])
     scale = np.maximum(np.abs(x).max(axis=0), 1e-12)
+    from scipy.optimize import nnls  # takes a third of a second, which commands without a table do not need
+
     coefficients = nnls(x / scale / y[:, None], np.ones(len(y)))[0] / scale
     projection = np.linalg.pinv(x / scale) @ (x / scale)
     # In the features' own units: what is spanned by the rows stays as it is.

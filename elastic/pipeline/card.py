@@ -12,10 +12,10 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from elastic.checkpoint import CheckpointRecord
 from elastic.cost import format_quantity
 from elastic.data.embedder import is_embedder
 from elastic.portable import CODE_NAME, auto_class_of
+from elastic.record import CheckpointRecord
 from elastic.selection import Measured
 from elastic.space import Subnet
 

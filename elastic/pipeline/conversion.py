@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import elastic
-from elastic.checkpoint import CheckpointRecord, copy_companions, described_drop_order, read_record, save_checkpoint
+from elastic.checkpoint import copy_companions, described_drop_order, save_checkpoint
 from elastic.cost import Cost, CostModel, InputShapes
 from elastic.data import (
     Calibration,
@@ -46,6 +46,7 @@ from elastic.pipeline.models import AUTO_CLASSES, check_supported, load_pretrain
 from elastic.pipeline.quality import measured_cache, quality_of
 from elastic.pipeline.training import versions
 from elastic.recipe import ModelSection, Recipe
+from elastic.record import CheckpointRecord, read_record
 from elastic.selection import Measured
 from elastic.space import AXES, DropOrder, ResolvedSpace, SearchSpace, Subnet
 

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from elastic.checkpoint import RECORD_NAME, CheckpointRecord, copy_companions, load, read_record, save_checkpoint
+from elastic.checkpoint import copy_companions, load, save_checkpoint
 from elastic.data import Task, load_task, measure
 from elastic.data.embedder import embed, load_embedder
 from elastic.errors import CheckpointError, ElasticError, RecipeError
@@ -33,6 +33,7 @@ from elastic.pipeline.methods import make_embedding_loss, make_objective
 from elastic.pipeline.models import AUTO_CLASSES, load_pretrained
 from elastic.pipeline.training import training_arguments, versions
 from elastic.recipe import Recipe
+from elastic.record import RECORD_NAME, CheckpointRecord, read_record
 from elastic.selection import Quality
 from elastic.space import Subnet
 from elastic.training import ElasticTrainer

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from elastic.checkpoint import RECORD_NAME, load, read_record, unfit_weights, with_routers
+from elastic.checkpoint import load, unfit_weights, with_routers
 from elastic.data import Task
 from elastic.errors import CheckpointError, ElasticError, RecipeError, did_you_mean
 from elastic.families import FAMILIES, get_family
@@ -23,6 +23,7 @@ from elastic.nested import Elastic, get_elastic, make_elastic
 from elastic.ordering import check_finite
 from elastic.pipeline.embedder import check_head
 from elastic.recipe import ModelSection, Recipe
+from elastic.record import RECORD_NAME, read_record
 from elastic.space import SearchSpace, Subnet
 
 AUTO_CLASSES = {

@@ -23,14 +23,7 @@ from transformers import (
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 import elastic
-from elastic.checkpoint import (
-    RECORD_NAME,
-    CheckpointRecord,
-    copy_companions,
-    described_drop_order,
-    read_record,
-    save_checkpoint,
-)
+from elastic.checkpoint import copy_companions, described_drop_order, save_checkpoint
 from elastic.cost import CostModel
 from elastic.data import Task, load_task, measure
 from elastic.errors import CheckpointError, OutputExistsError, RecipeError, did_you_mean
@@ -48,6 +41,7 @@ from elastic.pipeline.methods import (
 from elastic.pipeline.models import build_model, resolve_granularities
 from elastic.pipeline.routing import expected_flops, trainer_class
 from elastic.recipe import Recipe
+from elastic.record import RECORD_NAME, CheckpointRecord, read_record
 from elastic.selection import Measured, Quality
 from elastic.space import Subnet
 from elastic.training import RoutedTrainer

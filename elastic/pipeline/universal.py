@@ -14,7 +14,7 @@ from transformers import (
 )
 
 import elastic
-from elastic.checkpoint import CheckpointRecord, copy_companions, load, read_record, save_checkpoint
+from elastic.checkpoint import copy_companions, load, save_checkpoint
 from elastic.cost import CostModel, DecoderCostModel, InputShapes, LatencyTable, Phase
 from elastic.data import (
     Task,
@@ -33,6 +33,7 @@ from elastic.pipeline.card import write_card
 from elastic.pipeline.models import resolve_granularities
 from elastic.pipeline.quality import measured_cache, quality_of
 from elastic.recipe import Recipe, parse_recipe
+from elastic.record import CheckpointRecord, read_record
 from elastic.selection import Measured, MeasuredCache, Quality
 from elastic.selection.pareto import pareto_front
 from elastic.space import Subnet

@@ -17,15 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 import elastic
-from elastic.checkpoint import (
-    RECORD_NAME,
-    CheckpointRecord,
-    check_files,
-    copy_companions,
-    model_class_of,
-    read_config,
-    read_record,
-)
+from elastic.checkpoint import check_files, copy_companions, model_class_of, read_config
 from elastic.cost import CostModel, InputShapes
 from elastic.cuts import Cut, find_cuts
 from elastic.data.embedder import cut_embedder, is_embedder
@@ -34,6 +26,7 @@ from elastic.extraction import smaller_model
 from elastic.families import Family, get_family
 from elastic.folder import check_output
 from elastic.nested import meta_model
+from elastic.record import RECORD_NAME, CheckpointRecord, read_record
 from elastic.space import Subnet, check_subnet
 from elastic.streaming.source import Stored, find_tensors
 from elastic.streaming.work import work_folder

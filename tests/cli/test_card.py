@@ -9,9 +9,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from elastic.checkpoint import load, read_record
+from elastic.checkpoint import load
 from elastic.cost import format_quantity
 from elastic.pipeline.card import write_card
+from elastic.record import read_record
 from tests.cli.conftest import elastic
 
 SUBNET = {"ffn": [16, 0], "heads": [4, 2]}

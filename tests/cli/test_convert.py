@@ -16,12 +16,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, T5Config
 
 import elastic as library
-from elastic.checkpoint import read_record
 from elastic.data import calibration_from_text
 from elastic.extraction import largest_difference, sample_inputs
 from elastic.nested import active, get_elastic
 from elastic.pipeline import Universal
 from elastic.pipeline.conversion import one_shot_subnets
+from elastic.record import read_record
 from tests.cli.conftest import elastic
 from tests.cli.test_bad_input import refused
 from tests.embedder import write_embedder, write_pairs

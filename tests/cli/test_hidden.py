@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 import elastic as library
-from elastic.checkpoint import read_record
+from elastic.record import read_record
 from tests.cli.conftest import elastic
 from tests.cli.test_bad_input import refused
 from tests.cli.test_convert import RECIPE

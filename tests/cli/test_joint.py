@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from elastic.checkpoint import read_record
 from elastic.nested import get_elastic
 from elastic.pipeline import Universal
+from elastic.record import read_record
 from tests.cli.conftest import elastic
 from tests.latency import one_axis_each, true_ms, write_table
 

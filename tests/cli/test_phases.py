@@ -7,9 +7,10 @@ import copy
 import pytest
 
 import elastic as library
-from elastic.checkpoint import CheckpointRecord, save_checkpoint
+from elastic.checkpoint import save_checkpoint
 from elastic.cost import DecoderCostModel, Phase
 from elastic.folder import new_folder
+from elastic.record import CheckpointRecord
 from tests.cli.conftest import elastic
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from elastic.checkpoint import read_record
 from elastic.cost import LatencyModel, LatencyTable
 from elastic.export.runtime.__main__ import main
 from elastic.pipeline import Universal
+from elastic.record import read_record
 from tests.cli.conftest import elastic
 
 

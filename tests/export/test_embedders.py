@@ -14,12 +14,13 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
-from elastic.checkpoint import CheckpointRecord, copy_companions, save_checkpoint
+from elastic.checkpoint import copy_companions, save_checkpoint
 from elastic.cli.app import app
 from elastic.errors import CheckpointError
 from elastic.export import export_onnx, read_source, run_bundle, verify_bundle
 from elastic.extraction import extract
 from elastic.nested import get_elastic, make_elastic
+from elastic.record import CheckpointRecord
 from elastic.space import SearchSpace, Subnet
 from tests.embedder import WORDS
 

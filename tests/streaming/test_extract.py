@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import elastic
 import elastic.streaming.extract as extract_module
-from elastic.checkpoint import CheckpointRecord, load, save_checkpoint
+from elastic.checkpoint import load, save_checkpoint
 from elastic.cost import CostModel
 from elastic.cuts import find_cuts
 from elastic.errors import CheckError, CheckpointError
@@ -19,6 +19,7 @@ from elastic.extraction import extract
 from elastic.families import input_shapes
 from elastic.folder import sha256
 from elastic.nested import get_elastic
+from elastic.record import CheckpointRecord
 from elastic.space import Subnet
 from elastic.streaming import source, stream_extraction
 from tests.conftest import few_families, make_tiny_elastic, portable_subnets
