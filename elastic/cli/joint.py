@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic.cli.options import read_search_method
 from elastic.cli.output import note, print_json, print_table, progress
+from elastic.cli.points import expected_column
 
 if TYPE_CHECKING:
     from elastic.cost import Budget, LatencyModel, LatencyTable
@@ -151,6 +152,7 @@ def print_joint(result: JointResult, universal: Universal, tables: Sequence[Late
                 "parameters": format_quantity(point.cost.params),
                 "predicted latency": format_spent("latency", point.cost.latency_ms or 0.0),
                 f"{quality.metric} ({quality.split}, {quality.num_examples})": f"{point.quality.value:.4g}",
+                **expected_column(point),
             }
             for point in ranked
         ],

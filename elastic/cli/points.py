@@ -28,11 +28,17 @@ def print_points(points: Sequence[Measured], *, title: str = "") -> None:
                 "parameters": format_quantity(point.cost.params),
                 **_predicted(point),
                 measured_on: f"{point.quality.value:.4g}",
+                **expected_column(point),
             }
             for point in points
         ],
         title=title,
     )
+
+
+def expected_column(point: Measured) -> dict[str, str]:
+    """Return the column of what is expected on other examples, where that is known."""
+    return {} if point.expected is None else {"expected": f"{point.expected:.4g}"}
 
 
 def _predicted(point: Measured) -> dict[str, str]:

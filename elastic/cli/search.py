@@ -94,6 +94,9 @@ def search(
             "predictor": None if (p := result.predictor) is None else {
                 "error": p.error, "rank_correlation": p.rank_correlation, "bound": result.predicted_bound,
             },
+            "noise": None if (s := result.shrinkage) is None else {
+                "deviation": s.noise, "weight_of_measured": s.weight,
+            },
         })  # fmt: skip
     else:
         print_points(result.measured[:5], title=f"Best of {len(result.measured)} subnets with {result.limits}")
@@ -102,4 +105,9 @@ def search(
             note(
                 f"{result.num_evaluations} subnets measured. The predictor's error on subnets it had not seen: "
                 f"{result.predictor.error:.2g}; its rank correlation: {result.predictor.rank_correlation:.2f}."
+            )
+        if result.shrinkage is not None:
+            note(
+                f"The choice of examples adds {result.shrinkage.noise:.2g} of noise; 'expected', by which the best is "
+                f"chosen, keeps {result.shrinkage.weight:.0%} of how far a measurement is from the prediction."
             )

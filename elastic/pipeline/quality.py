@@ -12,12 +12,23 @@ import torch
 from elastic.data import Metric, Task, confidence_interval, fingerprint
 from elastic.selection import MeasuredCache, Quality
 
+NUM_BLOCKS = 16
+"""Examples are halved by blocks, so that neighbours, such as the tokens of a text, are in one half."""
+
 
 def quality_of(metric: Metric, items: torch.Tensor, split: str) -> Quality:
-    """Return the quality of measured items, with its confidence interval where it is a finite number."""
+    """Return the quality of measured items, with its confidence interval and halves where these are finite numbers."""
     value = metric.value(items)
     interval = confidence_interval(metric, items) if math.isfinite(value) else None
-    return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval)
+    return Quality(metric.name, value, metric.higher_is_better, split, len(items), interval, _halves(metric, items))
+
+
+def _halves(metric: Metric, items: torch.Tensor) -> tuple[float, float] | None:
+    blocks = items.chunk(NUM_BLOCKS)
+    if len(blocks) < NUM_BLOCKS:
+        return None
+    one, other = metric.value(torch.cat(blocks[0::2])), metric.value(torch.cat(blocks[1::2]))
+    return (one, other) if math.isfinite(one) and math.isfinite(other) else None
 
 
 def measured_cache(

@@ -167,7 +167,7 @@ class _Race:
 
     def predicted(self, loss: Callable[[Sequence[float]], float]) -> float:
         """Return what is predicted of the next candidate; higher is better."""
-        return _value(self.candidates[self.tried].quality) - (loss(self.losses) if self.losses else 0.0)
+        return self.candidates[self.tried].score - (loss(self.losses) if self.losses else 0.0)
 
     def measure_next(self) -> None:
         """Measure the next candidate in this precision, and learn from it."""
@@ -181,10 +181,14 @@ class _Race:
         if not math.isfinite(quality.value):
             self.refused.append(f"its {quality.metric} is not a finite number")
             return
+        change = quality.value - candidate.quality.value
+        # Both were measured on the same examples, so that what is luck in one is luck in the other.
+        lucky = None if candidate.expected is None else candidate.expected + change
+        point = replace(candidate, quality=quality, expected=lucky, precision=self.precision.name)
         if self.losses:
-            self.errors.append(_value(quality) - expected)
-        self.losses.append(_value(candidate.quality) - _value(quality))
-        self.measured.append(replace(candidate, quality=quality, precision=self.precision.name))
+            self.errors.append(point.score - expected)
+        self.losses.append(candidate.score - point.score)
+        self.measured.append(point)
 
     def result(self) -> PrecisionResult:
         """Return what this precision gives."""
@@ -203,7 +207,7 @@ def _run(lowered: Sequence[_Race], races: Sequence[_Race], most: int | None, on_
     total = sum(len(race.candidates) for race in lowered)
     total = total if most is None else min(total, max(most, len(lowered)))
     for count in range(total):
-        best = max((_value(point.quality) for race in races for point in race.measured), default=-math.inf)
+        best = max((point.score for race in races for point in race.measured), default=-math.inf)
         new = [race for race in lowered if not race.tried]
         running = [race for race in lowered if not race.is_over]
         if most is not None:
@@ -232,10 +236,6 @@ def _rank(point: Measured) -> tuple[float, float, int]:
     """Sort key: the best quality first, among equals the fastest, and then the fewest FLOPs."""
     quality, flops = rank(point)
     return quality, point.cost.latency_ms or 0.0, flops
-
-
-def _value(quality: Quality) -> float:
-    return quality.value if quality.higher_is_better else -quality.value
 
 
 def _mean(values: Sequence[float]) -> float:

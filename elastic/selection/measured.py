@@ -21,6 +21,8 @@ class Quality:
     num_examples: int
     interval: tuple[float, float] | None = None
     """Within which the value lies with 95 % confidence, over draws of the examples; None where that is not known."""
+    halves: tuple[float, float] | None = None
+    """The values of two halves of the examples, which tell noise from what subnets differ in; None if not known."""
 
     def better_than(self, other: Quality) -> bool:
         """Whether this quality is strictly better than ``other``."""
@@ -35,6 +37,7 @@ class Quality:
             "split": self.split,
             "num_examples": self.num_examples,
             **({} if self.interval is None else {"interval": list(self.interval)}),
+            **({} if self.halves is None else {"halves": list(self.halves)}),
         }
 
     @classmethod
@@ -44,8 +47,8 @@ class Quality:
         Raises:
             TypeError: if a field is missing or unknown.
         """
-        interval = data.get("interval")
-        return cls(**{**data, "interval": None if interval is None else tuple(interval)})
+        pairs = {name: tuple(data[name]) for name in ("interval", "halves") if data.get(name) is not None}
+        return cls(**{**data, **pairs})
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Measured:
     """The granularity's name, where it has one."""
     precision: str = "fp32"
     """In which the quality was measured."""
+    expected: float | None = None
+    """The quality that a search expects on other examples (see `elastic.selection.shrinkage`); None if not known."""
+
+    @property
+    def score(self) -> float:
+        """By what subnets are compared: the expected quality, or the measured one; higher is better."""
+        value = self.quality.value if self.expected is None else self.expected
+        return value if self.quality.higher_is_better else -value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -72,4 +83,5 @@ class Measured:
             "cost": self.cost.to_dict(),
             "quality": self.quality.to_dict(),
             "precision": self.precision,
+            **({} if self.expected is None else {"expected_quality": self.expected}),
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Predictor:
     """Spearman's, on the same."""
     num_measured: int
     """How many subnets were measured for it."""
+    singles: Mapping[Choice, float] = field(default_factory=dict)
+    """What single changes of the largest subnet were measured to do."""
 
     def __call__(self, subnet: Subnet) -> float:
         """Return the predicted quality; for losses, its negative."""
@@ -110,12 +112,31 @@ def fit_predictor(
     return _fit(base, prior, [(s, finite[s]) for s in samples if s in finite], len(wanted))
 
 
-def _fit(base: float, prior: dict[Choice, float], samples: Sequence[tuple[Subnet, float]], count: int) -> Predictor:
-    choices = sorted({choice for subnet, _ in samples for choice in choices_of(subnet)} | set(prior))
+def refit(predictor: Predictor, measured: Mapping[Subnet, float]) -> Predictor:
+    """Fit a predictor again, to everything that was measured since; of losses, to their negatives."""
+    return _fit(predictor.base, predictor.singles, list(measured.items()), len(measured))
+
+
+def additive_residual(differences: Mapping[Subnet, float]) -> float:
+    """Return the root mean square of what no sum of choices explains, cross-validated."""
+    made, _ = _choices_made(list(differences))
+    targets = np.array(list(differences.values()))
+    features = np.column_stack([made, np.zeros(len(made))])
+    return min(_errors(features, targets - targets.mean(), ridge)[0] for ridge in RIDGES)
+
+
+def _choices_made(subnets: Sequence[Subnet], others: Iterable[Choice] = ()) -> tuple[np.ndarray, list[Choice]]:
+    """Return ``(subnets, choices)`` with a one for each choice that a subnet makes, and the choices."""
+    choices = sorted({choice for subnet in subnets for choice in choices_of(subnet)} | set(others))
     place = {choice: index for index, choice in enumerate(choices)}
-    made = np.zeros((len(samples), len(choices)))
-    for row, (subnet, _) in enumerate(samples):
+    made = np.zeros((len(subnets), len(choices)))
+    for row, subnet in enumerate(subnets):
         made[row, [place[choice] for choice in choices_of(subnet)]] = 1.0
+    return made, choices
+
+
+def _fit(base: float, prior: Mapping[Choice, float], samples: Sequence[tuple[Subnet, float]], count: int) -> Predictor:
+    made, choices = _choices_made([subnet for subnet, _ in samples], prior)
     expected = np.array([prior.get(choice, 0.0) for choice in choices])
     # Single changes tell the relative size of effects; together they may weigh more or less than one by one.
     features = np.column_stack([made, made @ expected])
@@ -124,7 +145,7 @@ def _fit(base: float, prior: dict[Choice, float], samples: Sequence[tuple[Subnet
     error, correlation = _errors(features, targets, best)
     weights = _ridge(features, targets, best)
     effects = weights[:-1] + weights[-1] * expected
-    return Predictor(base, dict(zip(choices, effects.tolist(), strict=True)), error, correlation, count)
+    return Predictor(base, dict(zip(choices, effects.tolist(), strict=True)), error, correlation, count, prior)
 
 
 def _ridge(features: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:

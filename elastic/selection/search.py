@@ -1,10 +1,10 @@
-"""Search: the best subnet within a budget, chosen by measured quality alone."""
+"""Search: the best subnet within a budget, of those that were measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ from elastic.selection.evolution import evolve
 from elastic.selection.measured import Measured, Quality
 from elastic.selection.optimal import predicted_best
 from elastic.selection.predictor import Predictor, fit_predictor
+from elastic.selection.shrinkage import Shrinkage, fit_shrinkage
 from elastic.space import ResolvedSpace, SearchSpace, Subnet
 
 Evaluate = Callable[[Subnet], Quality | float]
@@ -53,6 +54,8 @@ class SearchResult:
     """What the candidates were predicted with, and its error."""
     predicted_bound: float | None = None
     """No subnet within the budget is predicted to be better than this."""
+    shrinkage: Shrinkage | None = None
+    """How the qualities that are expected on other examples were estimated."""
 
 
 def search(
@@ -71,13 +74,14 @@ def search(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> SearchResult:
-    """Return the subnet of a universal model with the best measured quality within ``budget``.
+    """Return the best measured subnet of a universal model within ``budget``.
 
     Every method measures its candidates; between equals, the cheaper wins.
 
     - ``predictor``: single changes of the largest subnet and some random subnets are measured first, a predictor
       is fitted to them, and its optimum within the budget, with those next to it, is found exactly. They are
-      measured together with the candidates of the heuristic, and then the neighbours of the best.
+      measured together with the candidates of the heuristic, and then the neighbours of the best. Where qualities tell
+      their noise (`Quality.halves`), the best is that of which most is expected on other examples (`Shrinkage`).
     - ``heuristic``: uniform subnets and the per-layer ones of the minimum-slope rule (MatFormer, arXiv
       2310.07707, section 3.3) and of a random draw that come closest to the budget.
     - ``uniform``: uniform subnets alone, of those that ``accept`` takes.
@@ -114,7 +118,7 @@ def search(
     limits = budget if isinstance(budget, Limits) else budget.limits(cost_model.cost(largest))
     limits.check_reachable(cost_model.cost(space.smallest))
     measure = Memory(evaluate)
-    predictor, optima = None, []
+    predictor, shrinkage, optima = None, None, []
     if method == "predictor":
         predictor = fit_predictor(space, measure, seed=seed, on_progress=on_progress)
         optima = [] if predictor is None else predicted_best(space, cost_model, limits, predictor, num_candidates // 4)
@@ -138,13 +142,20 @@ def search(
             cost = cost_model.cost(subnet)
             if limits.met_by(cost):
                 measured[subnet] = Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix")
-    ranked = sorted(measured.values(), key=rank)
+        shrinkage = fit_shrinkage(predictor, measure.seen)
+    ranked = sorted(_with_expected(measured.values(), shrinkage), key=rank)
     if not ranked:
         raise BudgetError(f"no subnet was found with {limits}; try another method or more candidates.")
     if not math.isfinite(ranked[0].quality.value):
         raise CheckError(f"none of {len(ranked)} measured subnets has a finite quality; the model has diverged.")
     bound = optima[0].bound if optima else None
-    return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound)
+    return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound, shrinkage)
+
+
+def _with_expected(points: Iterable[Measured], shrinkage: Shrinkage | None) -> Iterable[Measured]:
+    if shrinkage is None:
+        return points
+    return [replace(point, expected=shrinkage(point.subnet, point.quality)) for point in points]
 
 
 def searched_space(model: PreTrainedModel, within: SearchSpace | None, multiple_of: int) -> ResolvedSpace:
@@ -226,10 +237,7 @@ def _refine(
 
 def rank(point: Measured) -> tuple[float, int]:
     """Sort key that puts the best quality first, and among equals the fewest FLOPs; last what is not finite."""
-    value = point.quality.value
-    if not math.isfinite(value):
-        return math.inf, point.cost.flops
-    return (-value if point.quality.higher_is_better else value, point.cost.flops)
+    return (-point.score if math.isfinite(point.quality.value) else math.inf, point.cost.flops)
 
 
 def measure_all(
