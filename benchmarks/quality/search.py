@@ -1,11 +1,12 @@
-r"""What each search method finds at ten budgets: measured on validation data, compared on test data.
+r"""What each search method finds at ten budgets: chosen on validation data, compared on test data.
 
     elastic train recipes/bignas.yaml -o universal
     python benchmarks/quality/search.py universal -o benchmarks/results/search_vit_digits.csv
 
 Regret is how much better the best subnet of any method is on test data at the same budget. Evaluations are the subnets
 that a method had to measure for this budget, were it the only one; the predictor's single changes and samples are among
-them, though a second budget does not pay for them again. Evolution may measure ten times as many.
+them, though a second budget does not pay for them again. Evolution may measure ten times as many. Noise is the standard
+deviation that the choice of validation examples adds to differences between subnets (see `elastic.selection.shrinkage`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def main() -> None:
                 "validation": result.best.quality.value, "test": on_test(result.best.subnet),
                 "flops": result.best.cost.flops, "subnet": result.best.subnet.describe(),
                 "rank_correlation": "" if result.predictor is None else round(result.predictor.rank_correlation, 4),
+                "expected": "" if result.best.expected is None else result.best.expected,
+                "noise": "" if result.shrinkage is None else round(result.shrinkage.noise, 5),
+                "weight_of_measured": "" if result.shrinkage is None else round(result.shrinkage.weight, 3),
             })  # fmt: skip
         best = max(better * row["test"] for row in found)
         rows += [{**row, "regret": round(best - better * row["test"], 4)} for row in found]
