@@ -6,7 +6,7 @@ r"""What each search method finds at ten budgets: chosen on validation data, com
 Regret is how much better the best subnet of any method is on test data at the same budget. Evaluations are the subnets
 that a method had to measure for this budget, were it the only one; the predictor's single changes and samples are among
 them, though a second budget does not pay for them again. Evolution may measure ten times as many. Noise is the standard
-deviation that the choice of validation examples adds to differences between subnets (see `elastic.selection.shrinkage`).
+deviation that the choice of examples adds to differences between subnets (see `elastic.selection.shrinkage`).
 """
 
 from __future__ import annotations
