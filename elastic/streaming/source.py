@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,9 @@ from elastic.errors import CheckpointError
 CHUNK_BYTES = 32 * 2**20
 """How much of a tensor is in memory at once."""
 
+READ_AHEAD_BYTES = 128 * 2**10
+"""What Linux reads at most when it is told that bytes will be needed, unless it is configured to read more."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -31,6 +36,8 @@ class Stored:
     """As the file has it: transformers saves some families under other names than their models have."""
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int
+    """Of its first byte in the file."""
 
     def read(self) -> torch.Tensor:
         """Return the whole tensor, mapped from the file."""
@@ -49,9 +56,19 @@ class Stored:
             for start in range(part.start, part.stop, step):
                 stop = min(start + step, part.stop)
                 inner = Cut(cut.source, ((slice(0, stop - start),), *others))
+                _announce(self.path, self.offset + start * row_bytes, (stop - start) * row_bytes)
                 # Opened for every piece: pages of a file count as memory for as long as it is mapped.
                 with _opened(self.path) as file:
                     yield inner.take(file.get_slice(self.name)[start:stop]).to(dtype).contiguous()
+
+
+def _announce(path: Path, offset: int, num_bytes: int) -> None:
+    """Have the system read bytes of a file; at missing pages of a mapping it would wait, and read far around them."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            for start in range(offset, offset + num_bytes, READ_AHEAD_BYTES):
+                size = min(READ_AHEAD_BYTES, offset + num_bytes - start)
+                os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager
@@ -104,13 +121,15 @@ def find_tensors(paths: Iterable[Path], model: PreTrainedModel) -> dict[str, Sto
 
 
 def _stored_in(path: Path) -> list[Stored]:
-    with _opened(path) as file:
-        found = []
+    with _opened(path) as file, path.open("rb") as same:
+        # The library has checked the header, and does not tell where tensors begin.
+        size = int.from_bytes(same.read(8), "little")
+        header, found = json.loads(same.read(size)), []
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             part = file.get_slice(name)
             shape = tuple(part.get_shape())
             dtype = (part[:0] if shape else file.get_tensor(name)).dtype
-            found.append(Stored(path, name, shape, dtype))
+            found.append(Stored(path, name, shape, dtype, 8 + size + header[name]["data_offsets"][0]))
         return found
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of every tensor of a file."""
+
+T = TypeVar("T")
 
 
 def make_header(layout: Layout) -> tuple[bytes, list[str]]:
@@ -54,23 +58,32 @@ def write_file(
     """
     header, names = make_header(layout)
     digest = hashlib.sha256(header)
-    # Hashing takes about as long as writing, and releases the interpreter's lock.
+    left = {name: dtype.itemsize * torch.Size(shape).numel() for name, (dtype, shape) in layout.items()}
+    # Reading, hashing and writing take about as long as each other, and release the interpreter's lock.
     with path.open("wb") as file, ThreadPoolExecutor(1) as other:
         hashed: Future[None] | None = None
         file.write(header)
-        for name in names:
-            dtype, shape = layout[name]
-            left = dtype.itemsize * torch.Size(shape).numel()
-            for piece in read(name):
-                data = piece.reshape(-1).view(torch.uint8).numpy().data
-                if hashed is not None:
-                    hashed.result()
-                hashed = other.submit(digest.update, data)
-                file.write(data)
-                left -= len(data)
-                on_bytes(len(data))
-            if left:
-                raise ValueError(f"'{name}' is {abs(left)} bytes {'short' if left > 0 else 'too long'}")
+        for name, piece in _ahead((of, piece) for of in names for piece in read(of)):
+            data = piece.reshape(-1).view(torch.uint8).numpy().data
+            if hashed is not None:
+                hashed.result()
+            hashed = other.submit(digest.update, data)
+            file.write(data)
+            left[name] -= len(data)
+            on_bytes(len(data))
         if hashed is not None:
             hashed.result()
+    for name, num_bytes in left.items():
+        if num_bytes:
+            raise ValueError(f"'{name}' is {abs(num_bytes)} bytes {'short' if num_bytes > 0 else 'too long'}")
     return digest.hexdigest()
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield items, while a thread makes the next one."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(lambda: list(itertools.islice(iterator, 1)))
+        while item := coming.result():
+            coming = other.submit(lambda: list(itertools.islice(iterator, 1)))
+            yield item[0]
