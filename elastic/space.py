@@ -12,6 +12,7 @@ from elastic.errors import SpaceError, did_you_mean
 from elastic.subnet import WIDTHS, DropOrder, ModelDims, Subnet, check_subnet, read_subnet
 
 __all__ = [
+    "ALIGNMENTS",
     "AXES",
     "WIDTHS",
     "Choice",
@@ -28,6 +29,10 @@ __all__ = [
 
 Choice = int | float
 """A whole number (neurons, heads, layers) or a fraction of the model's maximum in (0, 1]."""
+
+ALIGNMENTS = {"cpu": 16, "tensorrt": 64}
+"""Of what widths should be multiples: ONNX Runtime packs weights in panels of 16 columns; Ampere's tensor cores
+are fastest at multiples of 128 bytes (NVIDIA, Matrix Multiplication Background User's Guide), which is 64 in fp16."""
 
 
 class _Unnamed(tuple[Choice, ...]):

@@ -88,7 +88,7 @@ def extract(
     subnet: SubnetOption = None,
     uniform: Uniform = False,
     within: Within = None,
-    multiple_of: MultipleOf = 1,
+    multiple_of: MultipleOf = "1",
     method: SearchMethod = None,
     candidates: Candidates = 48,
     lowered: Lowered = 8,

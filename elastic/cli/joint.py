@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from elastic.cli.options import read_search_method
+from elastic.cli.options import read_multiple_of, read_search_method
 from elastic.cli.output import note, print_json, print_table, progress
 from elastic.cli.points import expected_column
 
@@ -51,7 +51,7 @@ def search_settings(
     uniform: bool,
     candidates: int,
     within: SearchSpace | None,
-    multiple_of: int,
+    multiple_of: str,
 ) -> dict[str, Any]:
     """Return what a search takes from a command's options, whether it chooses subnets alone or precisions too."""
     from elastic.pipeline import is_stock
@@ -61,7 +61,7 @@ def search_settings(
         "accept": lambda subnet: is_stock(universal, subnet),
         "num_candidates": candidates,
         "within": within,
-        "multiple_of": multiple_of,
+        "multiple_of": read_multiple_of(multiple_of),
     }
 
 

@@ -81,9 +81,10 @@ Capacity = Annotated[
     str | None, typer.Option(metavar="SHARE", help="Share of routed sub-layers that compute: 50%, or 0.5.")
 ]
 MultipleOf = Annotated[
-    int,
+    str,
     typer.Option(
-        min=1, metavar="N", help="Only FFN widths and hidden sizes that are multiples of N, such as 8, 64, 128."
+        metavar="N|TARGET",
+        help="Only FFN widths and hidden sizes that are multiples of N, or of what suits cpu (16) or tensorrt (64).",
     ),
 ]
 Uniform = Annotated[bool, typer.Option("--uniform", help="Only subnets that stock transformers can load.")]
@@ -230,6 +231,20 @@ def read_method(option: str, given: str | None, known: Sequence[str]) -> Any:
     if given is not None and given not in known:
         raise ElasticError(f"{option} {given}{did_you_mean(given, known)}")
     return given
+
+
+def read_multiple_of(text: str) -> int:
+    """Return of what widths are multiples: a number, or what suits a target.
+
+    Raises:
+        ElasticError: if it is neither.
+    """
+    from elastic.space import ALIGNMENTS
+
+    number = ALIGNMENTS.get(text) or (int(text) if text.isdecimal() else 0)
+    if not number:
+        raise ElasticError(f"--multiple-of takes a whole number from 1, or {' or '.join(ALIGNMENTS)}, not '{text}'.")
+    return number
 
 
 def read_search_method(given: str | None, uniform: bool) -> Any:

@@ -44,7 +44,7 @@ def search(
     table: Tables = None,
     uniform: Uniform = False,
     within: Within = None,
-    multiple_of: MultipleOf = 1,
+    multiple_of: MultipleOf = "1",
     method: SearchMethod = None,
     candidates: Candidates = 48,
     lowered: Lowered = 8,

@@ -64,8 +64,10 @@ def test_eval(universal_dir):
 def test_search_meets_every_budget(universal_dir):
     result = elastic("search", universal_dir, "--flops", "60%", "--params", "15k", "--json").json
     largest = elastic("info", universal_dir, "--json").json["subnets"]["largest"]["cost"]
-    values = [point["quality"]["value"] for point in result["measured"]]
+    values = [point["expected_quality"] for point in result["measured"]]
     assert values == sorted(values, reverse=True)
+    assert result["noise"]["deviation"] > 0
+    assert 0 <= result["noise"]["weight_of_measured"] <= 1
     assert result["best"] == result["measured"][0]
     for point in result["measured"]:
         assert point["cost"]["flops"] <= 0.6 * largest["flops"]
@@ -98,6 +100,21 @@ def test_search_methods(universal_dir):
     contradiction = elastic("search", universal_dir, "--flops", "60%", "--uniform", "--method", "random")
     assert contradiction.code == 2
     assert "give one of them" in contradiction.err
+
+
+def test_search_of_widths_that_suit_a_target(universal_dir):
+    """Its FFN widths are 16, 32 and 64, and its hidden size is the model's own."""
+
+    def widths(multiple_of):
+        found = elastic("search", universal_dir, "--flops", "80%", "--multiple-of", multiple_of, "--json").json
+        return {width for point in found["measured"] for width in point["subnet"]["ffn"]} - {0}
+
+    assert widths("cpu") == widths("16") == {16, 32, 64}
+    assert widths("tensorrt") == widths(64) == {64}
+    for wrong in ("0", "-8", "gpu", "16.5"):
+        result = elastic("search", universal_dir, "--flops", "80%", "--multiple-of", wrong)
+        assert result.code == 2
+        assert f"--multiple-of takes a whole number from 1, or cpu or tensorrt, not '{wrong}'" in result.err
 
 
 @pytest.mark.parametrize("extra", [["--uniform"], []])
