@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="universal model")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budgets", type=int, nargs="+", choices=range(1, NUM_BUDGETS + 1), metavar="N", help="of ten")
     parser.add_argument("--random", type=int, default=100, help="subnets that random search measures")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
     better = 1 if universal.task.metric.higher_is_better else -1
     on_test = functools.cache(lambda subnet: universal.measure(subnet, "test").value)
     rows: list[dict[str, Any]] = []
-    for flops in budgets(universal):
+    for flops in [budgets(universal)[number - 1] for number in args.budgets or range(1, NUM_BUDGETS + 1)]:
         found = []
         num_predictor = 100
         for method in args.methods:
