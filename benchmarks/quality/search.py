@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import write_csv
@@ -36,6 +37,12 @@ def budgets(universal: Universal) -> list[int]:
     space, costs = universal.elastic.resolved, universal.cost_model
     least, most = (costs.cost(subnet).flops for subnet in (space.smallest, space.largest))
     return [least + (most - least) * (index + 1) // (NUM_BUDGETS + 1) for index in range(NUM_BUDGETS)]
+
+
+def agreement(universal: Universal) -> float:
+    """Rank correlation of everything measured on one half of the validation examples with the other half."""
+    halves = [quality.halves for _, quality in universal.measured.items() if quality.halves is not None]
+    return float(spearmanr(*zip(*halves, strict=True)).statistic)
 
 
 def main() -> None:
@@ -77,6 +84,7 @@ def main() -> None:
         rows += [{**row, "regret": round(best - better * row["test"], 4)} for row in found]
         write_csv(args.output, rows)
         print(*rows[-len(found) :], sep="\n", flush=True)
+    print(f"halves of the validation examples agree on what was measured: {agreement(universal):.2f}")
     for method in args.methods:
         mine = [row for row in rows if row["method"] == method]
         regret, count = (statistics.mean(row[name] for row in mine) for name in ("regret", "evaluations"))
