@@ -18,9 +18,9 @@ MIN_SUBNETS = 32
 class Shrinkage:
     """``expected = predicted + weight * (measured - predicted)``: the empirical Bayes estimate of a mean in noise.
 
-    As by Efron and Morris (Data Analysis Using Stein's Estimator, 1975, section 3), with the predictor in the place of
-    the grand mean. The weight is the share of the variance around the predictor that is not noise; without noise, what
-    was measured is expected.
+    As by Efron and Morris (Data Analysis Using Stein's Estimator and Its Generalizations, JASA 1975), with the
+    predictor in the place of the grand mean. The weight is the share of the variance around the predictor that is not
+    noise; without noise, what was measured is expected.
     """
 
     predictor: Predictor
@@ -40,8 +40,9 @@ class Shrinkage:
 def fit_shrinkage(predictor: Predictor, measured: Mapping[Subnet, Quality]) -> Shrinkage | None:
     """Estimate noise and weight from all subnets that were measured; None where too few have both halves.
 
-    A subnet's halves differ by twice the noise of the whole: each half has twice its variance. What all subnets'
-    halves differ by, or a sum over their choices, is no noise that the predictor would take for quality.
+    A subnet's halves differ by twice the noise of the whole, since each has twice its variance. What the differences of
+    all subnets have in common, and what adds up over choices, is left out: measurements do not differ from the
+    predictor by it.
 
     Args:
         predictor: fitted to some of the subnets.
