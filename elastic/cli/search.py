@@ -109,5 +109,5 @@ def search(
         if result.shrinkage is not None:
             note(
                 f"The choice of examples adds {result.shrinkage.noise:.2g} of noise; 'expected', by which the best is "
-                f"chosen, keeps {result.shrinkage.weight:.0%} of how far a measurement is from the prediction."
+                f"chosen, is {result.shrinkage.weight:.0%} what was measured and the rest what is predicted."
             )
