@@ -109,7 +109,7 @@ def granularities(rows: Sequence[Row], data: str) -> Figure:
                     axes,
                     (flops, value),
                     Style(f"mixed layers, {style.text}", style.color),
-                    shift=(8, 7 if kind == "mix" else -7),
+                    shift=(8, 7) if kind == "mix" else (-12, -14),
                 )
     axes.set_xscale("log")
     sizes = {name: float(group[0]["flops"]) for name, group in by(kinds["granularity"], "granularity").items()}
@@ -211,6 +211,10 @@ def search(rows: Sequence[Row], data: str) -> Figure:
     for name in [name for name in styles if name in groups]:
         at = points(groups[name], "budget", "regret")
         draw(axes, at, styles[name], strong=name == "predictor")
+        if len(at) < len(by(rows, "budget")):
+            # A mean over other budgets would be compared with the means over all.
+            note(axes, next((x, values[0]) for x, values in at.items()), styles[name], shift=(9, 9))
+            continue
         regret, count = (statistics.mean(float(row[c]) for row in groups[name]) for c in ("regret", "evaluations"))
         spent.plot(count, regret, styles[name].marker, color=styles[name].color, markersize=8)
         means.append((count, regret, styles[name]))
