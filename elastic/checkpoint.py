@@ -40,15 +40,6 @@ def save_checkpoint(model: PreTrainedModel, record: CheckpointRecord, folder: Pa
     return record
 
 
-def is_universal(folder: Path) -> bool:
-    """Whether a folder holds a universal model.
-
-    Raises:
-        CheckpointError: if its record cannot be read.
-    """
-    return (folder / RECORD_NAME).is_file() and read_record(folder).kind == "universal"
-
-
 def described_drop_order(elastic: Elastic) -> dict[str, list[int]] | None:
     """Return the drop order of a model as its record holds it."""
     order = elastic.resolved.drop_order

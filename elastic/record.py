@@ -90,6 +90,15 @@ def read_record(folder: Path) -> CheckpointRecord:
         raise CheckpointError(f"{path} is not a record of Elastic: {where}: {first['msg']}.") from None
 
 
+def is_universal(folder: Path) -> bool:
+    """Whether a folder holds a universal model.
+
+    Raises:
+        CheckpointError: if its record cannot be read.
+    """
+    return (folder / RECORD_NAME).is_file() and read_record(folder).kind == "universal"
+
+
 def _with_nan(data: dict[str, Any]) -> dict[str, Any]:
     """Give a quality that is no number its value back: JSON has null in its place."""
     return {**data, "value": math.nan} if "metric" in data and data.get("value", 0) is None else data

@@ -59,7 +59,8 @@ def main() -> None:
     better = 1 if universal.task.metric.higher_is_better else -1
     on_test = functools.cache(lambda subnet: universal.measure(subnet, "test").value)
     rows: list[dict[str, Any]] = []
-    for flops in [budgets(universal)[number - 1] for number in args.budgets or range(1, NUM_BUDGETS + 1)]:
+    every = budgets(universal)
+    for flops in [every[number - 1] for number in args.budgets] if args.budgets else every:
         found = []
         num_predictor = 100
         for method in args.methods:

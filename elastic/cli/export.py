@@ -112,7 +112,9 @@ def export(
     """Export a model to ONNX, or for TensorRT, and prove it equal on ONNX Runtime."""
     if to not in TARGETS:
         raise ElasticError(f"unknown export target '{to}'{did_you_mean(to, TARGETS)}")
-    made = ENGINES_OF_SEVERAL if to == TENSORRT and _is_universal(folder) else to
+    from elastic.record import is_universal
+
+    made = ENGINES_OF_SEVERAL if to == TENSORRT and is_universal(folder) else to
     for name, given, targets in (
         ("--subnet", subnet, (FAMILY, ENGINES_OF_SEVERAL)),
         ("--flops", flops, (FAMILY, ENGINES_OF_SEVERAL)),
@@ -176,12 +178,6 @@ def export(
     if not as_json:
         there = f"on the device: cd {output.name}; python3 -m runtime build"
         note(f"Next: {there if to == TENSORRT else f'elastic verify {output}; elastic bench {output}'}")
-
-
-def _is_universal(folder: Path) -> bool:
-    from elastic.checkpoint import is_universal
-
-    return is_universal(folder)
 
 
 def _write_triton(bundle: Path, repository: Path | None, as_json: bool) -> None:

@@ -24,9 +24,14 @@ class Quality:
     halves: tuple[float, float] | None = None
     """The values of two halves of the examples, which tell noise from what subnets differ in; None if not known."""
 
+    @property
+    def score(self) -> float:
+        """The value, or its negative where lower is better: higher is better."""
+        return self.value if self.higher_is_better else -self.value
+
     def better_than(self, other: Quality) -> bool:
         """Whether this quality is strictly better than ``other``."""
-        return self.value > other.value if self.higher_is_better else self.value < other.value
+        return self.score > other.score
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -70,8 +75,9 @@ class Measured:
     @property
     def score(self) -> float:
         """By what subnets are compared: the expected quality, or the measured one; higher is better."""
-        value = self.quality.value if self.expected is None else self.expected
-        return value if self.quality.higher_is_better else -value
+        if self.expected is None:
+            return self.quality.score
+        return self.expected if self.quality.higher_is_better else -self.expected
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -48,8 +48,7 @@ def pareto_front(points: Sequence[Measured], costs: str | Sequence[str] = "flops
             check_cost(name, point.cost)
 
     def spent(point: Measured) -> tuple[float, ...]:
-        value = point.quality.value
-        return *(getattr(point.cost, name) for name in names), -value if point.quality.higher_is_better else value
+        return *(getattr(point.cost, name) for name in names), -point.quality.score
 
     front: dict[tuple[float, ...], Measured] = {}
     # In this order, whoever beats a point comes before it.

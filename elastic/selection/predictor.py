@@ -100,8 +100,7 @@ def fit_predictor(
     measured: dict[Subnet, float] = {}
     wanted = list(dict.fromkeys([space.largest, *singles.values(), *samples]))
     for index, subnet in enumerate(wanted):
-        quality = evaluate(subnet)
-        measured[subnet] = quality.value if quality.higher_is_better else -quality.value
+        measured[subnet] = evaluate(subnet).score
         if on_progress:
             on_progress(index + 1, len(wanted))
     base = measured[space.largest]

@@ -32,8 +32,7 @@ class Shrinkage:
 
     def __call__(self, subnet: Subnet, quality: Quality) -> float:
         """Return the expected quality, in the metric's own direction."""
-        sign = 1 if quality.higher_is_better else -1
-        predicted = sign * self.predictor(subnet)
+        predicted = self.predictor(subnet) if quality.higher_is_better else -self.predictor(subnet)
         return predicted + self.weight * (quality.value - predicted)
 
 
@@ -52,7 +51,7 @@ def fit_shrinkage(predictor: Predictor, measured: Mapping[Subnet, Quality]) -> S
     apart = {subnet: (q.halves[0] - q.halves[1]) / 2 for subnet, q in finite.items() if q.halves is not None}
     if len(apart) < MIN_SUBNETS:
         return None
-    fitted = refit(predictor, {s: q.value if q.higher_is_better else -q.value for s, q in finite.items()})
+    fitted = refit(predictor, {subnet: quality.score for subnet, quality in finite.items()})
     noise = additive_residual(apart)
     weight = 1.0 - min(1.0, (noise / fitted.error) ** 2) if fitted.error > 0 else 1.0
     return Shrinkage(fitted, noise, weight)

@@ -77,7 +77,7 @@ class QuantizationReport:
 
 def loss(before: Quality, after: Quality) -> float:
     """Return how much worse a quality is."""
-    return before.value - after.value if before.higher_is_better else after.value - before.value
+    return before.score - after.score
 
 
 def judged(lowering: Lowering, chosen: Sequence[Linear], judge: Judge, *, finished: bool) -> Quality:
