@@ -55,7 +55,7 @@ class _Images(torch.utils.data.Dataset):
 
     def __init__(self, data: Dataset, section: ImageData, shape: tuple[int, ...], *, flip: bool) -> None:
         self._data, self._section, self._flip = data, section, flip
-        self._labels = data[section.label_column]
+        self._labels = data[section.label_column][:]  # a lazy column reads its table anew at every index
         self._pixels: dict[int, torch.Tensor] = {}
         self._shape = torch.Size(shape)
         self._mean = torch.tensor(section.mean).view(-1, 1, 1)
