@@ -18,6 +18,7 @@ from elastic.cli.options import (
     Table,
     check_table,
     read_input_shape,
+    read_method,
     read_phase,
     read_table,
 )
@@ -30,7 +31,17 @@ from elastic.errors import BudgetError
 def pareto(
     folder: Folder,
     output: Output,
-    candidates: Annotated[int, typer.Option(min=1, help="Subnets measured beside the granularities.")] = 60,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Subnets measured beside the granularities and what the predictor needs.")
+    ] = 60,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="predictor (default: also what search would find at many budgets), or heuristic (uniform subnets and "
+            "mixes alone).",
+        ),
+    ] = None,
     cost: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,18 +57,18 @@ def pareto(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Measure granularities, uniform subnets and mixes; write pareto.csv, pareto.png and index.html."""
+    """Measure subnets over the whole range of costs; write pareto.csv, pareto.png and index.html."""
     from elastic.cost import Budget
     from elastic.folder import check_output, new_folder
     from elastic.pipeline import Universal
     from elastic.record import read_record
-    from elastic.selection.candidates import landscape
+    from elastic.selection.landscape import LANDSCAPE_METHODS, NO_LIMITS, LandscapeMethod, measure_landscape
     from elastic.selection.pareto import check_cost, pareto_front
     from elastic.selection.report import write_report
-    from elastic.selection.search import measure_all
 
     check_output(output)
     check_table(latency, energy, table)
+    chosen: LandscapeMethod = read_method("--method", method, LANDSCAPE_METHODS) or "predictor"
     device = read_table(table)
     recorded = read_record(folder).input_shapes
     shapes = read_input_shape(input_shape, recorded)
@@ -68,15 +79,17 @@ def pareto(
         cost_model.latency.check_covers(space)
     for name in costs:
         check_cost(name, cost_model.cost(space.largest))
-    found = landscape(space, cost_model, universal.granularities, candidates)
+    limits = NO_LIMITS
     if latency or energy:
         limits = Budget(latency=latency, energy=energy).limits(cost_model.cost(space.largest))
         limits.check_reachable(cost_model.cost(space.smallest))
-        found = [candidate for candidate in found if limits.met_by(candidate.cost)]
-        if not found:
-            raise BudgetError(f"none of the subnets looked at is within {limits}; raise --candidates or the limit.")
     with progress("Measuring") as on_progress:
-        points = measure_all(found, universal.measure, on_progress)
+        points = measure_landscape(
+            space, cost_model, universal.measure, universal.granularities, costs=costs, limits=limits,
+            method=chosen, num_candidates=candidates, on_progress=on_progress,
+        )  # fmt: skip
+    if not points:
+        raise BudgetError(f"none of the subnets looked at is within {limits}; raise --candidates or the limit.")
     with new_folder(output) as target:
         write_report(points, target, model_name=universal.recipe.name, model_dir=str(folder), costs=costs)
     front = pareto_front(points, costs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from elastic.cost import Cost, CostModel, Limits
@@ -36,7 +36,7 @@ def candidates(
     uniform = _closest(space.uniform_subnets(), cost_model, limits, "uniform")
     seen = {candidate.subnet for candidate in uniform}
     rng = random.Random(seed)
-    mixtures = _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng)
+    mixtures = thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng)
     drawn = (space.sample(rng) for _ in range(NUM_RANDOM))
     pool = dict.fromkeys(s for s in itertools.chain(mixtures, drawn) if s not in seen)
     mixes = _closest(pool, cost_model, limits, "mix")
@@ -64,7 +64,7 @@ def _closest(subnets: Iterable[Subnet], cost_model: CostModel, limits: Limits, k
     return sorted(within, key=lambda candidate: -limits.closeness(candidate.cost))
 
 
-def _thinned(subnets: Iterable[Subnet], limit: int, rng: random.Random) -> list[Subnet]:
+def thinned(subnets: Iterable[Subnet], limit: int, rng: random.Random) -> list[Subnet]:
     """At most ``limit`` of a stream that may be long, each with the same chance."""
     kept: list[Subnet] = []
     for index, subnet in enumerate(itertools.islice(subnets, 20 * limit)):
@@ -126,28 +126,3 @@ def _other_widths(space: ResolvedSpace, subnet: Subnet) -> Iterator[Subnet]:
                 changed = space.uniform(**{**now, axis: choice})
                 if (changed.hidden, changed.embedding_dim) != (subnet.hidden, subnet.embedding_dim):
                     yield replace(subnet, hidden=changed.hidden, embedding_dim=changed.embedding_dim)
-
-
-def landscape(
-    space: ResolvedSpace,
-    cost_model: CostModel,
-    granularities: Mapping[str, Subnet],
-    num_candidates: int,
-    *,
-    seed: int = 0,
-) -> list[Candidate]:
-    """Return the subnets that a Pareto plot shows: granularities, uniform ones, and mixes over the range of costs."""
-    found = {s: Candidate(s, cost_model.cost(s), "granularity", name) for name, s in granularities.items()}
-    rng = random.Random(seed)
-    uniform = [s for s in space.uniform_subnets() if s not in found]
-    num_uniform = min(len(uniform), num_candidates // 2)
-    for subnet in rng.sample(uniform, num_uniform):
-        found[subnet] = Candidate(subnet, cost_model.cost(subnet), "uniform")
-    mixtures = [s for s in _thinned(space.min_slope_mixtures(), MAX_MIXTURES, rng) if not s.is_uniform]
-    mixtures = [s for s in mixtures if s not in found]
-    by_cost = sorted((Candidate(s, cost_model.cost(s), "mix") for s in mixtures), key=lambda c: c.cost.flops)
-    num_mixes = min(len(by_cost), num_candidates - num_uniform)
-    for index in range(num_mixes):
-        candidate = by_cost[index * (len(by_cost) - 1) // max(num_mixes - 1, 1)]
-        found.setdefault(candidate.subnet, candidate)
-    return list(found.values())

@@ -78,6 +78,7 @@ def _write_csv(points: Sequence[Measured], front: Sequence[Measured], path: Path
                 "split": quality["split"],
                 "low": quality.get("interval", ["", ""])[0],
                 "high": quality.get("interval", ["", ""])[1],
+                "expected": data.get("expected_quality", ""),
                 "num_examples": quality["num_examples"],
                 "input_shapes": json.dumps(costs["input_shapes"]),
                 "subnet": json.dumps(data["subnet"]),

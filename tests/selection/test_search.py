@@ -12,7 +12,7 @@ from elastic.cost import Budget, CostModel, format_quantity, parse_quantity
 from elastic.errors import BudgetError, CheckError, SpaceError
 from elastic.nested import get_elastic
 from elastic.selection import default_input_shapes, search
-from elastic.selection.candidates import landscape, neighbours
+from elastic.selection.candidates import neighbours
 from elastic.space import ModelDims, SearchSpace, Subnet
 
 
@@ -151,15 +151,6 @@ def test_a_quality_that_is_no_number_never_wins(universal):
 def test_no_budget(universal):
     with pytest.raises(BudgetError, match="no budget is given"):
         search(universal, Budget(), size)
-
-
-def test_landscape_spans_the_range_of_costs(universal):
-    cost_model = CostModel.of(universal, default_input_shapes(universal))
-    resolved = get_elastic(universal).resolved
-    found = landscape(resolved, cost_model, {"S": resolved.smallest, "XL": resolved.largest}, 30)
-    assert len({candidate.subnet for candidate in found}) == len(found)
-    assert {candidate.kind for candidate in found} == {"granularity", "uniform", "mix"}
-    assert [candidate.name for candidate in found[:2]] == ["S", "XL"]
 
 
 @pytest.mark.parametrize(
