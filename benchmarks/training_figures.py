@@ -204,7 +204,7 @@ def search(rows: Sequence[Row], data: str) -> Figure:
     styles = {
         "random": Style("random", GREY, "s", ":"), "uniform": Style("uniform", ORANGE, "^", "--"),
         "heuristic": Style("heuristic", GREEN, "P", "--"), "evolution": Style("evolution", VERMILLION, "D", "--"),
-        "predictor": Style("predictor"),
+        "predictor": Style("predictor"), "all": Style("best of all", GREY, "*", "-."),
     }  # fmt: skip
     groups = by(rows, "method")
     means = []

@@ -52,8 +52,12 @@ class MeasuredCache:
         return list(self._found.items())
 
     def put(self, subnet: Subnet, quality: Quality) -> None:
-        """Remember a quality, and write the file, whole or not at all; entries of other weights and data stay."""
-        self._found[subnet] = quality
+        """Remember a quality (see `update`)."""
+        self.update({subnet: quality})
+
+    def update(self, measured: Mapping[Subnet, Quality]) -> None:
+        """Remember qualities, and write the file, whole or not at all; entries of other weights and data stay."""
+        self._found |= measured
         others: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError):
             data = json.loads(self._path.read_text())
