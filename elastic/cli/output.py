@@ -37,7 +37,7 @@ def reported(command: Command) -> Command:
             except (Exception, KeyboardInterrupt) as error:
                 if interrupts or isinstance(error, KeyboardInterrupt):
                     typer.echo("Interrupted.", err=True)
-                    raise typer.Exit(130) from None
+                    raise typer.Exit(128 + (interrupts or [signal.SIGINT])[0]) from None
                 if isinstance(error, ElasticError):
                     raise _failed(str(error), error.exit_code) from None
                 if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -49,24 +49,34 @@ def reported(command: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
+_DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Yield a list that has an entry after Ctrl-C: libraries in other languages make other errors of it."""
+    """Yield a list of the signals that ask to stop, Ctrl-C and termination, and clean up after either.
+
+    Libraries in other languages make other errors of them than KeyboardInterrupt.
+    """
     interrupts: list[int] = []
 
     def note_and_raise(number: int, frame: Any) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, note_and_raise)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = {
+        number: default
+        for number, default in _DEFAULT_HANDLERS.items()
+        if in_main_thread and signal.getsignal(number) is default
+    }
+    for number in ours:
+        signal.signal(number, note_and_raise)
     try:
         yield interrupts
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, default in ours.items():
+            signal.signal(number, default)
 
 
 def _failed(message: str, exit_code: int = 2) -> typer.Exit:
