@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from elastic import active
 from elastic.nested import evaluating
+from elastic.nested.active import ActiveSubnet
 from elastic.pipeline import Universal
 from elastic.pipeline.quality import quality_of
 from elastic.space import ResolvedSpace, Subnet
@@ -43,19 +44,34 @@ def every_subnet(space: ResolvedSpace) -> list[Subnet]:
             for i in range(space.dims.num_layers)
         ]
         found += [Subnet(*zip(*chosen, strict=True), *widths) for chosen in itertools.product(*per_layer)]
-    return sorted(found, key=lambda s: (s.hidden or 0, s.embedding_dim or 0, [*zip(s.ffn, s.heads, strict=True)]))
+    return sorted(found, key=lambda s: (s.hidden or 0, s.embedding_dim or 0, [*zip(s.heads, s.ffn, strict=True)]))
 
 
-def remembering(forward: Callable[..., Any], layer: int) -> tuple[Callable[..., Any], Callable[[], None]]:
-    """A layer's forward that does not compute again while no choice up to the layer has changed, and how it forgets."""
+def remember_layers(universal: Universal) -> list[Callable[[], None]]:
+    """Have layers, and their attention, compute nothing while no choice up to them changes; return how they forget."""
+    running, forgets = universal.elastic.active, []
+    for module in universal.model.modules():
+        if hasattr(module, "nested_index"):
+            module.forward, forget = _remembering(module.forward, running, module.nested_index, 1)
+        elif hasattr(module, "sublayer") and module.sublayer.axis == "heads":
+            module.forward, forget = _remembering(module.forward, running, module.sublayer.layer, 0)
+        else:
+            continue
+        forgets.append(forget)
+    return forgets
+
+
+def _remembering(
+    forward: Callable[..., Any], running: ActiveSubnet, layer: int, with_ffn: int
+) -> tuple[Callable[..., Any], Callable[[], None]]:
     last: dict[Any, Any] = {}
 
-    def run(*args: Any, elastic_subnet: Subnet, **kwargs: Any) -> Any:
-        subnet = elastic_subnet
-        key = subnet.ffn[: layer + 1], subnet.heads[: layer + 1], subnet.hidden
+    def run(*args: Any, **kwargs: Any) -> Any:
+        subnet = running.current
+        key = subnet.ffn[: layer + with_ffn], subnet.heads[: layer + 1], subnet.hidden
         if key not in last:
             last.clear()
-            last[key] = forward(*args, elastic_subnet=subnet, **kwargs)
+            last[key] = forward(*args, **kwargs)
         return last[key]
 
     return run, last.clear
@@ -64,11 +80,7 @@ def remembering(forward: Callable[..., Any], layer: int) -> tuple[Callable[..., 
 def measured_items(universal: Universal, subnets: list[Subnet], batch_size: int) -> Iterator[list[torch.Tensor]]:
     """For every batch of the validation data, what the metric keeps of its items, by subnet."""
     task, model = universal.task, universal.model
-    forgets = []
-    for module in model.modules():
-        if hasattr(module, "nested_index"):
-            module.forward, forget = remembering(module.forward, module.nested_index)
-            forgets.append(forget)
+    forgets = remember_layers(universal)
     with torch.inference_mode(), evaluating(model):
         for batch in DataLoader(task.datasets["validation"], batch_size=batch_size, collate_fn=task.collate):
             labels = batch.pop("labels")
