@@ -84,8 +84,9 @@ def spread(items: Any, count: int) -> Any:
 
 
 def arguments(folder: str, **settings: Any) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
     defaults = {
-        "bf16": True, "use_cpu": not torch.cuda.is_available(), "report_to": "none", "disable_tqdm": True,
+        "bf16": on_gpu, "use_cpu": not on_gpu, "report_to": "none", "disable_tqdm": True,
         "save_strategy": "no", "logging_steps": 50, "lr_scheduler_type": "cosine", "weight_decay": 0.0,
         "dataloader_pin_memory": False,
     }  # fmt: skip
