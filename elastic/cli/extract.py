@@ -158,7 +158,8 @@ def extract(
         print_json({"output": str(output), "stock": stock, **result})
         push(output, push_to_hub, private)
         return
-    print_points([best], title=f"Extracted to {output}")
+    asked = [name for name, limit in vars(budget).items() if limit is not None] if budget else []
+    print_points([best], title=f"Extracted to {output}", budgets=asked)
     note_table(universal.cost_model)
     if joint:
         note_joint(joint, universal, tables)

@@ -63,7 +63,7 @@ def pareto(
     from elastic.pipeline import Universal
     from elastic.record import read_record
     from elastic.selection.landscape import LANDSCAPE_METHODS, NO_LIMITS, LandscapeMethod, measure_landscape
-    from elastic.selection.pareto import check_cost, pareto_front
+    from elastic.selection.pareto import COSTS, check_cost, pareto_front
     from elastic.selection.report import write_report
 
     check_output(output)
@@ -96,7 +96,9 @@ def pareto(
     if as_json:
         print_json({"output": str(output), "front": [p.to_dict() for p in front], "measured": len(points)})
         return
-    print_points(front, title=f"Pareto front of {len(points)} measured subnets")
+    print_points(
+        front, title=f"Pareto front of {len(points)} measured subnets", budgets=[COSTS[name] for name in costs]
+    )
     note_table(cost_model)
     if device is not None and device.precision != "fp32":
         note(f"Qualities are in float32, latencies in {device.precision}; `elastic search` measures in the precision.")

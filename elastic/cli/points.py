@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from elastic.cli.output import note, print_table
@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from elastic.selection import Measured
 
 
-def print_points(points: Sequence[Measured], *, title: str = "") -> None:
-    """Print measured subnets, with on what they were measured in the column's name."""
-    from elastic.cost import format_quantity
+def print_points(points: Sequence[Measured], *, title: str = "", budgets: Iterable[str] = ()) -> None:
+    """Print measured subnets, with on what they were measured in the column's name.
+
+    Args:
+        points: measured by one metric.
+        title: of the table.
+        budgets: names of those that were asked for; macs and memory have a column only then.
+    """
+    from elastic.cost import format_quantity, spent
 
     quality = points[0].quality
     measured_on = f"{quality.metric} ({quality.split}, {quality.num_examples})"
@@ -26,6 +32,7 @@ def print_points(points: Sequence[Measured], *, title: str = "") -> None:
                 "subnet": point.subnet.describe(),
                 "FLOPs": format_quantity(point.cost.flops),
                 "parameters": format_quantity(point.cost.params),
+                **{name: format_quantity(spent(point.cost, name)) for name in budgets if name in ("macs", "memory")},
                 **_predicted(point),
                 measured_on: f"{point.quality.value:.4g}",
                 **expected_column(point),

@@ -99,7 +99,8 @@ def search(
             },
         })  # fmt: skip
     else:
-        print_points(result.measured[:5], title=f"Best of {len(result.measured)} subnets with {result.limits}")
+        title = f"Best of {len(result.measured)} subnets with {result.limits}"
+        print_points(result.measured[:5], title=title, budgets=result.limits.values)
         note_table(universal.cost_model)
         if result.predictor is not None:
             note(

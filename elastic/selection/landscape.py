@@ -20,7 +20,6 @@ from elastic.space import ResolvedSpace, Subnet
 LandscapeMethod = Literal["predictor", "heuristic"]
 LANDSCAPE_METHODS: tuple[LandscapeMethod, ...] = get_args(LandscapeMethod)
 NO_LIMITS = Limits({})
-_BUDGET_OF = dict(zip(COSTS, ("flops", "macs", "params", "memory", "latency", "energy"), strict=True))
 
 
 def measure_landscape(
@@ -115,7 +114,7 @@ def _optima(
     for name in costs:
         least, most = getattr(smallest, name), getattr(largest, name)
         for step in range(1, steps + 1):
-            budget = _BUDGET_OF[name]
+            budget = COSTS[name]
             level = least + (most - least) * step / steps
             within = Limits({**limits.values, budget: min(level, limits.values.get(budget, level))})
             found.update((optimum.subnet, None) for optimum in predicted_best(space, cost_model, within, predictor, 1))

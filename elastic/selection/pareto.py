@@ -9,7 +9,15 @@ from elastic.cost import Cost
 from elastic.errors import BudgetError, did_you_mean
 from elastic.selection.measured import Measured
 
-COSTS = ("flops", "macs", "params", "memory_bytes", "latency_ms", "energy_mj")
+COSTS = {
+    "flops": "flops",
+    "macs": "macs",
+    "params": "params",
+    "memory_bytes": "memory",
+    "latency_ms": "latency",
+    "energy_mj": "energy",
+}
+"""What a front can be over, and the budget that limits it."""
 
 
 def check_cost(name: str, cost: Cost | None = None) -> None:

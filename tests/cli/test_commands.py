@@ -164,6 +164,14 @@ def test_pareto(universal_dir, tmp_path):
     assert {"S", "XL"} <= {row["name"] for row in rows}
 
 
+def test_what_the_budget_limits_is_in_the_table(universal_dir, tmp_path):
+    found = elastic("search", universal_dir, "--memory", "95%", "--macs", "90%", "--method", "uniform")
+    assert {"memory", "macs"} <= set(found.out.splitlines()[1].split())
+    front = elastic("pareto", universal_dir, "-o", tmp_path / "r", "--cost", "memory_bytes", "--candidates", "4")
+    columns = front.out.splitlines()[1].split()
+    assert "memory" in columns and "macs" not in columns
+
+
 def test_set_changes_the_recipe(recipe_file, tmp_path):
     changes = ["--set", "training.arguments.max_steps=2", "--set", "training.sampler={name: sandwich, num_random: 1}"]
     changes += ["--set", "training.objective.name=distillation"]
