@@ -10,8 +10,9 @@ Four ways to skip the attention of so many layers:
 - static: the best of all static sets, each tried on validation data;
 - random: the mean over static sets drawn at random.
 
-The tables in benchmarks/results were made with the smaller sizes that their last column names, on a busy machine, and
-before models were taken out of bf16 autocast after training: all but the first three rows of minilm are of bf16.
+The tables in benchmarks/results were made with the sizes that their last column names, on a busy machine; that of
+minilm with smaller ones, and before models were taken out of bf16 autocast after training: all but its first three rows
+are of bf16.
 
 Routers see what they would in use: of a text, the decisions are made from its first half, the prompt, and stay on the
 cache; the loss is that of the second half. (They are tuned on whole texts, as in the paper.) Thresholds are set on
