@@ -105,7 +105,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     universal = Universal.open(args.folder)
     subnets = every_subnet(universal.elastic.resolved)
-    checked = {subnet: universal.measure(subnet) for subnet in random.Random(0).sample(subnets, NUM_CHECKED)}
+    checked = {
+        subnet: universal.measure(subnet) for subnet in random.Random(0).sample(subnets, min(NUM_CHECKED, len(subnets)))
+    }
     items: list[list[torch.Tensor]] = [[] for _ in subnets]
     num_examples = len(universal.task.datasets["validation"])
     for number, batch in enumerate(measured_items(universal, subnets, args.batch_size), start=1):
