@@ -105,9 +105,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     universal = Universal.open(args.folder)
     subnets = every_subnet(universal.elastic.resolved)
-    checked = {
-        subnet: universal.measure(subnet) for subnet in random.Random(0).sample(subnets, min(NUM_CHECKED, len(subnets)))
-    }
+    for subnet in random.Random(0).sample(subnets, min(NUM_CHECKED, len(subnets))):
+        universal.measure(subnet)
+    known = dict(universal.measured.items())
     items: list[list[torch.Tensor]] = [[] for _ in subnets]
     num_examples = len(universal.task.datasets["validation"])
     for number, batch in enumerate(measured_items(universal, subnets, args.batch_size), start=1):
@@ -116,10 +116,9 @@ def main() -> None:
         print(f"{min(number * args.batch_size, num_examples)} of {num_examples} examples", flush=True)
     metric = universal.task.metric
     qualities = {s: quality_of(metric, torch.cat(i), "validation") for s, i in zip(subnets, items, strict=True)}
-    for subnet, quality in checked.items():
-        if abs(qualities[subnet].value - quality.value) > 1e-3 * abs(quality.value):
+    for subnet, quality in known.items():
+        if subnet in qualities and abs(qualities[subnet].value - quality.value) > 1e-3 * abs(quality.value):
             sys.exit(f"{subnet.describe()}: {qualities[subnet].value} with shared layers, {quality.value} without.")
-    known = dict(universal.measured.items())
     apart = max(abs(qualities[subnet].value - known[subnet].value) for subnet in known if subnet in qualities)
     print(f"{len(known)} were measured before the ordinary way; differences are at most {apart:.2g} {metric.name}.")
     universal.measured.update({subnet: quality for subnet, quality in qualities.items() if subnet not in known})

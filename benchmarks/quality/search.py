@@ -85,7 +85,7 @@ def main() -> None:
     better = 1 if universal.task.metric.higher_is_better else -1
     on_test = functools.cache(lambda subnet: universal.measure(subnet, "test").value)
     rows: list[dict[str, Any]] = []
-    every = budgets(universal)
+    every, points = budgets(universal), all_measured(universal)
     for flops in [every[number - 1] for number in args.budgets] if args.budgets else every:
         budget, found = Budget(flops=flops), []
         num_predictor = 100
@@ -97,7 +97,7 @@ def main() -> None:
             if method == "predictor":
                 num_predictor, predictor = result.num_evaluations, result.predictor
             found.append((result.best.subnet, row(flops, method, result.best, result.num_evaluations, result)))
-        if within := [point for point in all_measured(universal) if point.cost.flops <= flops]:
+        if within := [point for point in points if point.cost.flops <= flops]:
             best = min(within, key=rank)
             found.append((best.subnet, row(flops, "all", best, len(within))))
         tested = [{**of_method, "test": on_test(subnet)} for subnet, of_method in found]
@@ -106,7 +106,7 @@ def main() -> None:
         write_csv(args.output, rows)
         print(*rows[-len(found) :], sep="\n", flush=True)
     print(f"halves of the validation examples agree on what was measured: {agreement(universal):.2f}")
-    if predictor is not None and (points := all_measured(universal)):
+    if predictor is not None and points:
         correlation = spearmanr(*zip(*((predictor(p.subnet), p.quality.score) for p in points), strict=True)).statistic
         print(f"rank correlation of the predictor with all {len(points)} subnets: {correlation:.3f}")
     for method in (*args.methods, "all"):

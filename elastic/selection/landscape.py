@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from elastic.cost import CostModel, Limits
@@ -13,7 +12,7 @@ from elastic.selection.measured import Measured, Quality
 from elastic.selection.optimal import predicted_best
 from elastic.selection.pareto import COSTS
 from elastic.selection.predictor import Predictor, fit_predictor
-from elastic.selection.search import Memory, Progress, measure_all
+from elastic.selection.search import Memory, Progress, measure_all, seen_besides, with_expected
 from elastic.selection.shrinkage import fit_shrinkage
 from elastic.space import ResolvedSpace, Subnet
 
@@ -65,13 +64,8 @@ def measure_landscape(
     known = {point.subnet for point in points}
     points += measure_all([c for c in optima if c.subnet not in known], measure, on_progress)
     known |= {point.subnet for point in points}
-    # Single changes leave the space where layers leave whole, and no table needs to tell what those cost.
-    others = [subnet for subnet in measure.seen if subnet not in known and subnet in space]
-    points += measure_all([c for c in _candidates(others, cost_model) if limits.met_by(c.cost)], measure)
-    shrinkage = None if predictor is None else fit_shrinkage(predictor, measure.seen)
-    if shrinkage is None:
-        return points
-    return [replace(point, expected=shrinkage(point.subnet, point.quality)) for point in points]
+    points += seen_besides(known, measure, space, cost_model, limits)
+    return with_expected(points, None if predictor is None else fit_shrinkage(predictor, measure.seen))
 
 
 def landscape(
@@ -118,8 +112,4 @@ def _optima(
             level = least + (most - least) * step / steps
             within = Limits({**limits.values, budget: min(level, limits.values.get(budget, level))})
             found.update((optimum.subnet, None) for optimum in predicted_best(space, cost_model, within, predictor, 1))
-    return _candidates(found, cost_model)
-
-
-def _candidates(subnets: Iterable[Subnet], cost_model: CostModel) -> list[Candidate]:
-    return [Candidate(s, cost_model.cost(s), "uniform" if s.is_uniform else "mix") for s in subnets]
+    return [Candidate(s, cost_model.cost(s), "uniform" if s.is_uniform else "mix") for s in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -135,15 +135,9 @@ def search(
     measured = {point.subnet: point for point in points}
     if predictor is not None:
         _refine(space, cost_model, limits, predictor, measure, measured)
-        for subnet, quality in measure.seen.items():
-            # Single changes leave the space where layers leave whole, and no table needs to tell what those cost.
-            if subnet in measured or subnet not in space:
-                continue
-            cost = cost_model.cost(subnet)
-            if limits.met_by(cost):
-                measured[subnet] = Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix")
+        measured |= {point.subnet: point for point in seen_besides(measured, measure, space, cost_model, limits)}
         shrinkage = fit_shrinkage(predictor, measure.seen)
-    ranked = sorted(_with_expected(measured.values(), shrinkage), key=rank)
+    ranked = sorted(with_expected(measured.values(), shrinkage), key=rank)
     if not ranked:
         raise BudgetError(f"no subnet was found with {limits}; try another method or more candidates.")
     if not math.isfinite(ranked[0].quality.value):
@@ -152,9 +146,22 @@ def search(
     return SearchResult(ranked[0], ranked, limits, len(measure.seen), predictor, bound, shrinkage)
 
 
-def _with_expected(points: Iterable[Measured], shrinkage: Shrinkage | None) -> Iterable[Measured]:
+def seen_besides(
+    known: Container[Subnet], measure: Memory, space: ResolvedSpace, cost_model: CostModel, limits: Limits
+) -> list[Measured]:
+    """Return what was measured within the space and the budget besides the subnets that are known."""
+    found = []
+    for subnet, quality in measure.seen.items():
+        # Single changes leave the space where layers leave whole, and no table needs to tell what those cost.
+        if subnet not in known and subnet in space and limits.met_by(cost := cost_model.cost(subnet)):
+            found.append(Measured(subnet, cost, quality, "uniform" if subnet.is_uniform else "mix"))
+    return found
+
+
+def with_expected(points: Iterable[Measured], shrinkage: Shrinkage | None) -> list[Measured]:
+    """Return the points with the quality that is expected of them, where that is known."""
     if shrinkage is None:
-        return points
+        return list(points)
     return [replace(point, expected=shrinkage(point.subnet, point.quality)) for point in points]
 
 
