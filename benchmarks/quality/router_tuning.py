@@ -3,16 +3,13 @@ r"""Routers against static skipping, at equal shares of attention skipped; nothi
     python benchmarks/quality/router_tuning.py decoder   # characters of Shakespeare, 8 layers
     python benchmarks/quality/router_tuning.py minilm    # all-MiniLM-L6-v2 on STS-B
 
-Four ways to skip the attention of so many layers:
+Ways to skip the attention of so many layers:
 
 - router: routers of all layers, tuned on training data to the share (elastic.training.RoutedTrainer);
 - frozen router: the static subnet without what those routers use least on training data;
+- straight-through router, frozen straight-through router: the same with the paper's gradient;
 - static: the best of all static sets, each tried on validation data;
 - random: the mean over static sets drawn at random.
-
-The tables in benchmarks/results were made with the sizes that their last column names, on a busy machine; that of
-minilm with smaller ones, and before models were taken out of bf16 autocast after training: all but its first three rows
-are of bf16.
 
 Routers see what they would in use: of a text, the decisions are made from its first half, the prompt, and stay on the
 cache; the loss is that of the second half. (They are tuned on whole texts, as in the paper.) Thresholds are set on
@@ -25,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import os
 import random
@@ -57,13 +55,24 @@ from measuring import interleaved, median_ratio, write_csv
 
 from elastic.cost import CostModel
 from elastic.data import Task, calibration_of, load_task, measure
-from elastic.nested import GateKey, Routing, active, add_routers, evaluating, get_elastic, make_elastic, routed
+from elastic.nested import (
+    GateGradient,
+    GateKey,
+    Routing,
+    active,
+    add_routers,
+    evaluating,
+    get_elastic,
+    make_elastic,
+    routed,
+)
 from elastic.ordering import freeze_routers, threshold_for, without
 from elastic.pipeline.routing import expected_flops
 from elastic.space import SearchSpace, Subnet
 from elastic.training import Capacity, Joint, RoutedTrainer, RouterTraining, SimilarityDistillation, gate_report
 
 LENGTH = 64
+ROUTERS: dict[str, GateGradient] = {"router": "interpolated", "straight-through router": "straight_through"}
 Quality = Callable[[PreTrainedModel], float]
 
 
@@ -98,7 +107,9 @@ def skipping(model: PreTrainedModel, layers: Sequence[int]) -> Subnet:
     return without(get_elastic(model).resolved.largest, [GateKey("attention", layer) for layer in layers])
 
 
-def tune(model: PreTrainedModel, data: Any, share: float, seed: int, **settings: Any) -> RoutedTrainer:
+def tune(
+    model: PreTrainedModel, data: Any, share: float, gradient: GateGradient, *, seed: int, **settings: Any
+) -> RoutedTrainer:
     """Give the model fresh routers on all layers, and train them to skip this share."""
     set_seed(seed)
     layers = tuple(range(get_elastic(model).dims.num_layers))
@@ -112,7 +123,7 @@ def tune(model: PreTrainedModel, data: Any, share: float, seed: int, **settings:
             args=arguments(folder, seed=seed, **settings),
             train_dataset=data,
             sampler=Joint([get_elastic(model).resolved.largest]),
-            routers=RouterTraining(Capacity(1.0 - share, weight=2.0)),
+            routers=RouterTraining(Capacity(1.0 - share, weight=2.0), gradient=gradient),
             **{"data_collator": default_data_collator, **extra},
         )
         trainer.train()
@@ -127,7 +138,7 @@ def compare(
     shares: Sequence[int],
     seed: int,
     *,
-    tuned: Callable[[float], Any],
+    tuned: Callable[[float, GateGradient], Any],
     calibration: Any,
     validation: Quality,
     test: Quality,
@@ -167,21 +178,22 @@ def compare(
         drawn = rng.sample(sets, min(num_random, len(sets)))
         add("random", share, statistics.mean(of(skipping(model, layers), test) for layers in drawn),
             cost_model.cost(skipping(model, drawn[0])).flops)  # fmt: skip
-        start = time.perf_counter()
-        tuned(share)
-        seconds = round(time.perf_counter() - start)
-        frozen = freeze_routers(model, calibration, 1.0 - share)
-        add("frozen router", share, of(frozen, test), cost_model.cost(frozen).flops,
-            layers=str([i for i, heads in enumerate(frozen.heads) if not heads]))  # fmt: skip
-        threshold = threshold_for(model, calibration, 1.0 - share)
-        with routed(model, threshold) as trace:
-            quality = test(model)
-        report = gate_report(trace.usage)
-        add("router", share, quality, expected_flops(cost_model, full, trace.usage),
-            skipped_share=round(1.0 - report["capacity"], 4), gate_entropy=round(report["gate_entropy"], 3),
-            threshold=round(threshold, 4), seconds_to_find=seconds,
-            layers=" ".join(f"{1.0 - usage:.2f}" for usage in trace.usage.values()),
-            seconds_share=round(time_share(model, threshold, timed), 3))  # fmt: skip
+        for method, gradient in ROUTERS.items():
+            start = time.perf_counter()
+            tuned(share, gradient)
+            seconds = round(time.perf_counter() - start)
+            frozen = freeze_routers(model, calibration, 1.0 - share)
+            add(f"frozen {method}", share, of(frozen, test), cost_model.cost(frozen).flops,
+                layers=str([i for i, heads in enumerate(frozen.heads) if not heads]))  # fmt: skip
+            threshold = threshold_for(model, calibration, 1.0 - share)
+            with routed(model, threshold) as trace:
+                quality = test(model)
+            report = gate_report(trace.usage)
+            add(method, share, quality, expected_flops(cost_model, full, trace.usage),
+                skipped_share=round(1.0 - report["capacity"], 4), gate_entropy=round(report["gate_entropy"], 3),
+                threshold=round(threshold, 4), seconds_to_find=seconds,
+                layers=" ".join(f"{1.0 - usage:.2f}" for usage in trace.usage.values()),
+                seconds_share=round(time_share(model, threshold, timed), 3))  # fmt: skip
     return rows
 
 
@@ -262,8 +274,8 @@ def decoder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
                    for part in spread(blocks["train"], sizes.calibration).split(128)]  # fmt: skip
     return compare(
         "decoder", model, (1, 2, 3, 4), seed,
-        tuned=lambda share: tune(model, train, share, seed, max_steps=sizes.tuning_steps, learning_rate=1e-2,
-                                 per_device_train_batch_size=16, warmup_steps=10),
+        tuned=functools.partial(tune, model, train, seed=seed, max_steps=sizes.tuning_steps, learning_rate=1e-2,
+                                per_device_train_batch_size=16, warmup_steps=10),
         calibration=calibration,
         validation=second_half_loss(spread(blocks["validation"], sizes.validation)),
         test=second_half_loss(spread(blocks["test"], sizes.test)),
@@ -294,10 +306,10 @@ def embedder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
         timed.append({name: torch.tensor(values)[None] for name, values in example["first"].items()})
     return compare(
         "minilm", model, (1, 2, 3), seed,
-        tuned=lambda share: tune(
-            model, task.datasets["train"], share, seed, max_steps=sizes.tuning_steps, per_device_train_batch_size=16,
-            learning_rate=5e-3, warmup_steps=10, data_collator=task.collate, teacher=teacher, embed=task.outputs,
-            objective=SimilarityDistillation(), remove_unused_columns=False),
+        tuned=functools.partial(
+            tune, model, task.datasets["train"], seed=seed, max_steps=sizes.tuning_steps, learning_rate=5e-3,
+            per_device_train_batch_size=16, warmup_steps=10, data_collator=task.collate, teacher=teacher,
+            embed=task.outputs, objective=SimilarityDistillation(), remove_unused_columns=False),
         calibration=calibration_of(task, sizes.calibration),
         validation=quality("validation"),
         test=quality("test"),

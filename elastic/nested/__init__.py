@@ -2,7 +2,7 @@
 
 from elastic.nested.active import Elastic, active, evaluating, get_elastic, is_elastic, resumed_from
 from elastic.nested.architecture import complete_first_layer, config_of_layers, meta_model
-from elastic.nested.gates import GateKey, Trace, What
+from elastic.nested.gates import GateGradient, GateKey, Trace, What
 from elastic.nested.layers import RowNested, take_units
 from elastic.nested.routing import (
     ROUTERS_NAME,
@@ -20,6 +20,7 @@ from elastic.portable import SkippedModule
 
 __all__ = [
     "Elastic",
+    "GateGradient",
     "GateKey",
     "ROUTERS_NAME",
     "Routing",

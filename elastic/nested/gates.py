@@ -18,6 +18,16 @@ from elastic.errors import ElasticError
 from elastic.families import Skip
 
 What = Literal["attention", "mlp", "block"]
+GateGradient = Literal["interpolated", "straight_through"]
+"""How the loss reaches routers through their dense mask.
+
+- ``straight_through``: the derivative of the loss by the gate, where the gate is: at 0 or at 1 (Bengio et al.,
+  arXiv 1308.3432; Router-Tuning, arXiv 2410.13184). It says what a little more or less of a sub-layer would change,
+  not what leaving it out does.
+- ``interpolated``: of each sequence, one gate on average is drawn from between 0 and 1 instead of decided, and only
+  those take a gradient. Its mean is the loss with the sub-layer minus that without (the integral of the derivative from
+  0 to 1, as in integrated gradients, arXiv 1703.01365; ReinMax, arXiv 2304.08612, approximates it by the ends).
+"""
 
 
 class GateKey(NamedTuple):
@@ -51,10 +61,12 @@ class Decision:
     on: torch.Tensor
     """``(batch,)``, bool."""
     gate: torch.Tensor
-    """``(batch,)``, 0 or 1; carries the straight-through gradient."""
+    """``(batch,)``: what the dense mask multiplies by; carries the gradient to the router."""
     axis: str
     """At which sub-layer it was made."""
     num_on: int
+    between: torch.Tensor | None = None
+    """``(batch,)``: the gates that were drawn instead, NaN for the others; see `GateGradient`."""
 
 
 @dataclass
@@ -103,6 +115,7 @@ class RoutedBlock:
     threshold: float
     dense: bool | None
     trace: Trace
+    gradient: GateGradient = "straight_through"
 
 
 @dataclass
@@ -200,13 +213,26 @@ class RoutedPass:
             on = torch.ones_like(score, dtype=torch.bool)  # A request that began without routers goes on without.
         else:
             on = score >= self.block.threshold
-        # Straight-through: the gate is 0 or 1, its gradient that of the score.
-        gate = on.to(score.dtype) + (score - score.detach())
+        slope = score - score.detach()  # Zero, with the derivative of the score.
+        decided = gate = on.to(score.dtype) + slope
+        between = self._between(score)
+        if earlier is not None:
+            between = earlier.between
+        if between is not None:
+            # Few gates stand for all of them.
+            gate = torch.where(between.isnan(), decided.detach(), between + len(self.block.routers) * slope)
         if earlier is None:
-            self.block.trace.note(key, gate, score)
+            self.block.trace.note(key, decided, score)
             if self.cache is not None:
                 pin_gates(self.cache, key, on)
-        return Decision(on, gate, axis, int(on.sum()) if earlier is None else earlier.num_on)
+        return Decision(on, gate, axis, int(on.sum()) if earlier is None else earlier.num_on, between)
+
+    def _between(self, score: torch.Tensor) -> torch.Tensor | None:
+        """Draw one gate in so many as there are from between 0 and 1; the others are NaN, which means: as decided."""
+        if self.block is None or not self.dense or self.block.gradient == "straight_through":
+            return None
+        drawn = torch.rand_like(score) * len(self.block.routers) < 1.0
+        return torch.rand_like(score).where(drawn, torch.nan)
 
     def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens that are no padding: ``(batch, width)``, in float32."""

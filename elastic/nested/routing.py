@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from elastic.errors import CheckpointError, ElasticError, SpaceError
 from elastic.nested.active import ActiveSubnet, get_elastic
-from elastic.nested.gates import GateKey, RoutedBlock, RoutedPass, Trace, What
+from elastic.nested.gates import GateGradient, GateKey, RoutedBlock, RoutedPass, Trace, What
 
 ROUTERS_NAME = "routers.safetensors"
 _MODULE = "elastic_routers"
@@ -159,7 +159,13 @@ def get_routers(model: nn.Module) -> nn.ModuleDict:
 
 
 @contextmanager
-def routed(model: nn.Module, threshold: float | None = None, *, dense: bool | None = None) -> Iterator[Trace]:
+def routed(
+    model: nn.Module,
+    threshold: float | None = None,
+    *,
+    dense: bool | None = None,
+    gradient: GateGradient = "straight_through",
+) -> Iterator[Trace]:
     """Let the routers decide what ``model`` computes when this thread calls it inside the ``with`` block.
 
     Each sub-layer that has a router computes for the rows of the batch whose score reaches the threshold; the others
@@ -171,6 +177,8 @@ def routed(model: nn.Module, threshold: float | None = None, *, dense: bool | No
         threshold: in (0, 1): the lower, the more is computed; by default the one that was trained with.
         dense: compute all rows and multiply by the gates, so that gates that are off learn too; by default when
             gradients are recorded. Otherwise the rows that are off are not computed.
+        gradient: how the loss reaches routers through the dense mask. ``interpolated`` draws some gates at random, so
+            that outputs are for training only; see `elastic.nested.gates.GateGradient`.
 
     Yields:
         What the gates decide, as it happens.
@@ -184,7 +192,7 @@ def routed(model: nn.Module, threshold: float | None = None, *, dense: bool | No
     routing = elastic.routing if threshold is None else dataclasses.replace(elastic.routing, threshold=threshold)
     trace = Trace()
     heads: dict[GateKey, Any] = {key: routers[str(key)] for key in routing.keys}
-    with elastic.active.route(RoutedBlock(heads, routing.threshold, dense, trace)):
+    with elastic.active.route(RoutedBlock(heads, routing.threshold, dense, trace, gradient)):
         yield trace
 
 

@@ -64,7 +64,7 @@ def trainer_class(
         raise RecipeError("routers.mode 'tune' trains nothing else, and needs model.pretrained; or choose mode: joint.")
     if get_elastic(model).routing != wanted:
         add_routers(model, wanted)
-    return functools.partial(RoutedTrainer, routers=RouterTraining(capacity, section.mode))
+    return functools.partial(RoutedTrainer, routers=RouterTraining(capacity, section.mode, section.gradient))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ class RoutersSection(Section):
     mode: Literal["tune", "joint"] = Field(
         "tune", description="tune: everything but the routers is frozen. joint: all is trained."
     )
+    gradient: Literal["interpolated", "straight_through"] = Field(
+        "interpolated",
+        description="How the loss reaches routers. interpolated: its mean is what skipping changes. straight_through: "
+        "the derivative at the gate's value, as in the paper.",
+    )
     capacity: Share | list[Share] = Field(
         description="Share of sequences for which a routed sub-layer computes; a list has one for each router."
     )

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Trainer
 
 from elastic.errors import ElasticError, RecipeError
-from elastic.nested import GateKey, get_elastic, get_routers, read_routers, routed, write_routers
+from elastic.nested import GateGradient, GateKey, get_elastic, get_routers, read_routers, routed, write_routers
 from elastic.space import Subnet
 from elastic.training.trainer import ElasticMixin
 
@@ -87,6 +87,8 @@ class RouterTraining:
     capacity: Capacity
     mode: RoutingMode = "tune"
     """``tune``: everything but the routers is frozen. ``joint``: all is trained."""
+    gradient: GateGradient = "interpolated"
+    """How the loss reaches the routers; see `elastic.nested.gates.GateGradient`."""
 
 
 class RoutedMixin(ElasticMixin):
@@ -134,7 +136,7 @@ class RoutedMixin(ElasticMixin):
         step = self._step
         if step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with routed(self._universal, dense=True) as trace:
+        with routed(self._universal, dense=True, gradient=self.routers.gradient) as trace:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if gates := trace.gates:
             share = sum(self._weight(subnet) for subnet in step.subnets) / step.total_weight

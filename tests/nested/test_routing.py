@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elastic.errors import CheckpointError, ElasticError, SpaceError
 from elastic.extraction import extract, largest_difference, sample_inputs
 from elastic.nested import (
+    GateGradient,
     GateKey,
     Routing,
     active,
@@ -204,7 +206,8 @@ def test_gradients_of_gates_are_tame_whether_on_or_off(universal):
 
 
 @pytest.mark.parametrize("what", ["attention", "block"])
-def test_checkpointing_recomputes_the_gates_of_the_forward(universal, what):
+@pytest.mark.parametrize("gradient", get_args(GateGradient))
+def test_checkpointing_recomputes_the_gates_of_the_forward(universal, what, gradient):
     if not universal.supports_gradient_checkpointing:
         pytest.skip("transformers cannot checkpoint this model")
     inputs = disagreeing(universal, what)
@@ -215,7 +218,8 @@ def test_checkpointing_recomputes_the_gates_of_the_forward(universal, what):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.zero_grad()
-        with routed(model) as trace:
+        torch.manual_seed(0)
+        with routed(model, gradient=gradient) as trace:
             loss = model(**inputs, **({"use_cache": False} if model.can_generate() else {}))[0].square().mean()
         loss = loss + torch.cat(list(trace.gates.values())).mean()
         loss.backward()  # outside of the block, on purpose

@@ -154,7 +154,7 @@ def test_accumulation_changes_nothing(tmp_path, build):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         # A target of 0 makes the term linear, so that the mean over parts is that of the whole.
-        trainer_for(tmp_path, model, data, RouterTraining(Capacity(0.0), "joint"), optim="sgd",
+        trainer_for(tmp_path, model, data, RouterTraining(Capacity(0.0), "joint", "straight_through"), optim="sgd",
                     per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation).train()  # fmt: skip
         results.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
