@@ -175,6 +175,7 @@ def routers(rows: Sequence[Row], data: str) -> Figure:
     )
     styles = {
         "random": Style("random static sets", GREY, "s", ":"), "router": Style("router", VERMILLION, "^"),
+        "straight-through router": Style("router, straight-through", ORANGE, "v", "--"),
         "frozen router": Style("static set of the router", SKY, "D", "", 8.5), "static": Style("best static set"),
     }  # fmt: skip
     groups = by(rows, "method")

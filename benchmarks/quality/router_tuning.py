@@ -230,24 +230,26 @@ def characters() -> tuple[dict[str, torch.Tensor], int]:
     return {name: part[: len(part) // LENGTH * LENGTH].view(-1, LENGTH) for name, part in parts.items()}, len(index)
 
 
+def second_half_losses(model: PreTrainedModel, blocks: torch.Tensor) -> torch.Tensor:
+    """Return the loss of each second half, in nats a character, after the first half as its prompt."""
+    losses = []
+    with torch.inference_mode(), evaluating(model):
+        for ids in blocks.split(128):
+            prompt, rest = ids[:, : LENGTH // 2], ids[:, LENGTH // 2 :]
+            first = model(prompt, attention_mask=torch.ones_like(prompt), use_cache=True)
+            second = model(rest, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values)
+            logits = torch.cat([first.logits[:, -1:], second.logits[:, :-1]], 1)
+            losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), rest, reduction="none"))
+    return torch.cat(losses).mean(1)
+
+
 def second_half_loss(blocks: torch.Tensor) -> Quality:
-    """Return what measures the loss of second halves, in nats a character, after the first halves as prompts."""
-
-    def loss(model: PreTrainedModel) -> float:
-        losses = []
-        with torch.inference_mode(), evaluating(model):
-            for ids in blocks.split(128):
-                prompt, rest = ids[:, : LENGTH // 2], ids[:, LENGTH // 2 :]
-                first = model(prompt, attention_mask=torch.ones_like(prompt), use_cache=True)
-                second = model(rest, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values)
-                logits = torch.cat([first.logits[:, -1:], second.logits[:, :-1]], 1)
-                losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), rest, reduction="none"))
-        return float(torch.cat(losses).mean())
-
-    return loss
+    """Return what measures the mean loss of second halves."""
+    return lambda model: float(second_half_losses(model, blocks).mean())
 
 
-def decoder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
+def trained_decoder(seed: int, steps: int) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """Train a Llama of eight layers on characters; return it, elastic, and the blocks."""
     blocks, vocabulary = characters()
     set_seed(seed)
     config = LlamaConfig(
@@ -256,26 +258,33 @@ def decoder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    train = [{"input_ids": ids, "labels": ids} for ids in blocks["train"]]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=arguments(folder, seed=seed, max_steps=sizes.steps, per_device_train_batch_size=16, learning_rate=2e-3,
+            args=arguments(folder, seed=seed, max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3,
                            warmup_steps=100, weight_decay=0.1),
-            train_dataset=train,
+            train_dataset=examples(blocks["train"]),
             data_collator=default_data_collator,
         )  # fmt: skip
         trainer.train()
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    print(f"decoder: {sizes.steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
-    make_elastic(model, SearchSpace())
+    print(f"decoder: {steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
+    return make_elastic(model, SearchSpace()), blocks
+
+
+def examples(blocks: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": ids, "labels": ids} for ids in blocks]
+
+
+def decoder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
+    model, blocks = trained_decoder(seed, sizes.steps)
     calibration = [{"input_ids": part[:, : LENGTH // 2], "attention_mask": torch.ones_like(part[:, : LENGTH // 2])}
                    for part in spread(blocks["train"], sizes.calibration).split(128)]  # fmt: skip
     return compare(
         "decoder", model, (1, 2, 3, 4), seed,
-        tuned=functools.partial(tune, model, train, seed=seed, max_steps=sizes.tuning_steps, learning_rate=1e-2,
-                                per_device_train_batch_size=16, warmup_steps=10),
+        tuned=functools.partial(tune, model, examples(blocks["train"]), seed=seed, max_steps=sizes.tuning_steps,
+                                learning_rate=1e-2, per_device_train_batch_size=16, warmup_steps=10),
         calibration=calibration,
         validation=second_half_loss(spread(blocks["validation"], sizes.validation)),
         test=second_half_loss(spread(blocks["test"], sizes.test)),
@@ -336,8 +345,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sizes = Sizes(args.steps, args.tuning_steps, args.validation, args.test, args.calibration, args.random)
     run = decoder if args.what == "decoder" else embedder
-    rows = [row for seed in range(args.seeds) for row in run(seed, sizes)]
-    write_csv(args.output or RESULTS / f"router_tuning_{args.what}.csv", rows)
+    rows: list[dict[str, Any]] = []
+    for seed in range(args.seeds):
+        rows += run(seed, sizes)
+        write_csv(args.output or RESULTS / f"router_tuning_{args.what}.csv", rows)
 
 
 if __name__ == "__main__":

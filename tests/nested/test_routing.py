@@ -27,9 +27,10 @@ from elastic.nested import (
     write_routers,
 )
 from elastic.nested.gates import _valid_tokens
+from elastic.ordering import without
 from elastic.space import SearchSpace, Subnet
 from tests.conftest import make_tiny_elastic
-from tests.tiny import DECODERS, MODELS, tiny_llama, tiny_vit
+from tests.tiny import DECODERS, MODELS, SPACE, tiny_llama, tiny_vit
 
 WHATS = ("attention", "mlp", "block")
 
@@ -232,6 +233,55 @@ def test_checkpointing_recomputes_the_gates_of_the_forward(universal, what, grad
         assert (gradient is None) == (actual[name] is None), name
         if gradient is not None:
             assert torch.allclose(gradient, actual[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_interpolated_gradient_is_what_skipping_changes(on):
+    """Its mean over many rows of one image is a difference of losses; the straight-through one is not."""
+    model = make_elastic(tiny_vit(), SPACE).eval()
+    add_routers(model, Routing("attention", (1,), initial_bias=1.0 if on else -1.0))
+    pixels = sample_inputs(model.config, batch=1)["pixel_values"].expand(2000, -1, -1, -1)
+    bias = get_routers(model)["attention_1"].bias
+
+    def loss(rows):
+        return (8.0 * model(pixel_values=rows)[0][:, 0]).exp().mean()
+
+    def estimate(gradient):
+        with routed(model, gradient=gradient):
+            (found,) = torch.autograd.grad(loss(pixels), bias)
+        score = torch.sigmoid(bias.detach())
+        return float(found / (score * (1.0 - score)))
+
+    torch.manual_seed(0)
+    estimates = {gradient: estimate(gradient) for gradient in get_args(GateGradient)}
+    with torch.no_grad():
+        computed = loss(pixels[:1])
+        with active(model, without(get_elastic(model).resolved.largest, [GateKey("attention", 1)])):
+            difference = float(computed - loss(pixels[:1]))
+    assert estimates["interpolated"] == pytest.approx(difference, rel=0.02)
+    assert estimates["straight_through"] != pytest.approx(difference, rel=0.1)
+
+
+def test_one_gate_of_a_sequence_takes_the_gradient_on_average():
+    model = make_elastic(tiny_vit(), SPACE).eval()
+    inputs = disagreeing(model, layers=(0, 1, 2))
+    scores = []
+
+    def keep(router, args, score):
+        score.retain_grad()
+        scores.append(score)
+
+    for router in get_routers(model).values():
+        router.register_forward_hook(keep)
+    torch.manual_seed(0)
+    with routed(model, gradient="interpolated") as trace:
+        model(**{name: tensor.repeat_interleave(400, 0) for name, tensor in inputs.items()})[
+            0
+        ].square().sum().backward()
+    drawn = torch.stack([score.grad != 0 for score in scores]).double()
+    assert drawn.sum(0).mean() == pytest.approx(1.0, abs=0.1)
+    assert drawn.mean(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert all(((gate == 0) | (gate == 1)).all() for gate in trace.gates.values())
 
 
 # Decisions belong to the call
