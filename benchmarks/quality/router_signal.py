@@ -46,14 +46,17 @@ def router_inputs(model: PreTrainedModel, blocks: torch.Tensor) -> list[torch.Te
 def explained(
     train: tuple[torch.Tensor, torch.Tensor], validation: tuple[torch.Tensor, torch.Tensor], penalty: float
 ) -> float:
-    """Return the share of the variance of gains that ridge regression explains on validation data; may be negative."""
+    """Return the share of the variance of gains that ridge regression explains on validation data.
+
+    Their mean there is left out; negative where the prediction is worse than none.
+    """
     (inputs, gains), (other_inputs, other_gains) = train, validation
     mean, deviation = inputs.mean(0), inputs.std(0)
     inputs, other_inputs = (inputs - mean) / deviation, (other_inputs - mean) / deviation
     ridge = inputs.T @ inputs + penalty * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(ridge, inputs.T @ (gains - gains.mean()))
     predicted = other_inputs @ weights + gains.mean()
-    return float(1.0 - (other_gains - predicted).square().mean() / other_gains.var(correction=0))
+    return float(1.0 - (other_gains - predicted).var() / other_gains.var())
 
 
 def main() -> None:
