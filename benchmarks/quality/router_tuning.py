@@ -332,7 +332,7 @@ def embedder(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decoder", "minilm"])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=1200, help="training of the decoder")
     parser.add_argument("--tuning-steps", type=int, default=150)
     parser.add_argument("--validation", type=int, default=256, help="examples by which static sets are chosen")
@@ -346,7 +346,7 @@ def main() -> None:
     sizes = Sizes(args.steps, args.tuning_steps, args.validation, args.test, args.calibration, args.random)
     run = decoder if args.what == "decoder" else embedder
     rows: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         rows += run(seed, sizes)
         write_csv(args.output or RESULTS / f"router_tuning_{args.what}.csv", rows)
 
