@@ -47,22 +47,33 @@ def threshold_for(model: PreTrainedModel, batches: Batches, capacity: float, *, 
     """Return the threshold at which the routers let the share ``capacity`` of sequences through, as nearly as they can.
 
     Found by bisection, one pass over the data for each step, because what later routers read follows from the gates
-    before them.
+    before them. Of the thresholds that decide alike, the middle one is taken, so that other data is decided alike too.
 
     Raises:
         ElasticError: as `trace_routers`.
         SpaceError: if the capacity is not between 0 and 1.
     """
     _check_capacity(capacity)
-    low, high, best = 0.0, 1.0, (2.0, 0.5)
+    low, high, nearest, best = 0.0, 1.0, 2.0, 0.5
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        share = trace_routers(model, batches, subnet=subnet, threshold=middle).capacity
-        best = min(best, (abs(share - capacity), middle))
-        if share == capacity:
+        trace = trace_routers(model, batches, subnet=subnet, threshold=middle)
+        distance = abs(trace.capacity - capacity)
+        if distance < nearest:
+            nearest, best = distance, _amid(trace, middle)
+        if not distance:
             break
-        low, high = (middle, high) if share > capacity else (low, middle)
-    return best[1]
+        low, high = (middle, high) if trace.capacity > capacity else (low, middle)
+    return best
+
+
+def _amid(trace: Trace, threshold: float) -> float:
+    """Return the middle between the highest score below a threshold and the lowest that reaches it."""
+    scores = torch.cat(list(trace.scores.values())).double()
+    below, reaching = scores[scores < threshold], scores[scores >= threshold]
+    low = float(below.max()) if len(below) else 0.0
+    high = float(reaching.min()) if len(reaching) else 1.0
+    return (low + high) / 2
 
 
 def freeze_routers(

@@ -63,6 +63,13 @@ def test_the_threshold_of_a_capacity(capacity):
     assert trace_routers(model, batches(), threshold=threshold).capacity == pytest.approx(capacity, abs=0.02)
 
 
+def test_the_threshold_lies_in_the_middle_of_those_that_decide_alike():
+    model = model_with([3.0, -3.0, 1.0])
+    off, lowest_on = (float(torch.sigmoid(torch.tensor(bias))) for bias in (-3.0, 1.0))
+    assert threshold_for(model, batches(), 2 / 3) == pytest.approx((off + lowest_on) / 2)
+    assert threshold_for(model, batches(), 1.0) == pytest.approx(off / 2)
+
+
 def test_without_gates():
     full = Subnet((64, 64, 64), (4, 4, 4))
     gates = [GateKey("attention", 0), GateKey("mlp", 1), GateKey("block", 2)]
