@@ -223,6 +223,21 @@ def test_two_processes_train_the_same_routers(universal_dir, tmp_path):
     )
 
 
+def test_a_recipe_names_the_gradient(tuned_dir, universal_dir, tmp_path):
+    recipe = write_recipe(tmp_path, universal_dir)
+    hashes = {}
+    for gradient in ("interpolated", "straight_through"):
+        result = elastic("train", recipe, "-o", tmp_path / gradient, "--set", f"routers.gradient={gradient}")
+        assert result.code == 0, result.err
+        hashes[gradient] = json.loads((tmp_path / gradient / "elastic.json").read_text())["files"][
+            "routers.safetensors"
+        ]
+    assert (
+        hashes["interpolated"] == json.loads((tuned_dir / "elastic.json").read_text())["files"]["routers.safetensors"]
+    )
+    assert hashes["interpolated"] != hashes["straight_through"]
+
+
 def test_a_damaged_router_file_is_refused(tuned_dir, tmp_path):
     import shutil
 
