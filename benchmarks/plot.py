@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 80_000
 
 PLOTS = (
-    Plot("embeddings", "embeddings_*.csv", embeddings, together=True),
-    Plot("retrieval", "embeddings_universal.csv", retrieval, together=True),
+    Plot("embeddings", "embeddings_stsb.csv", embeddings, together=True),
+    Plot("retrieval", "embeddings_stsb.csv", retrieval, together=True),
     Plot("granularities", "granularities_*.csv", granularities),
     Plot("layerdrop", "layerdrop_*.csv", layerdrop),
     Plot("sortednet", "sortednet_*.csv", sortednet),
