@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from artifact_figures import decoder_precision, distilled, joint_precision, ordering, quantization, speculative
 from figures import Plot, read, save
 from training_figures import (
-    embeddings, granularities, layerdrop, retrieval, routers, search, sortednet, universal,
+    embeddings, granularities, layerdrop, retrieval, router_signal, routers, search, sortednet, universal,
 )  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +31,7 @@ PLOTS = (
     Plot("layerdrop", "layerdrop_*.csv", layerdrop),
     Plot("sortednet", "sortednet_*.csv", sortednet),
     Plot("router_tuning", "router_tuning_*.csv", routers),
+    Plot("router_signal", "router_signal_*.csv", router_signal),
     Plot("search", "search_*.csv", search),
     Plot("universal", "universal_*.csv", universal),
     Plot("speculative", "speculative.csv", speculative),

@@ -196,6 +196,21 @@ def _shares(rows: Sequence[Row]) -> Iterator[tuple[float, list[Row]]]:
         yield statistics.mean(percent(row["skipped_share"]) for row in group), group
 
 
+def router_signal(rows: Sequence[Row], data: str) -> Figure:
+    """How much texts differ in what an attention gains them, and how much of that its router could tell."""
+    figure, (axes,) = sheet("What a router could know", f"{data_text(data)}, validation data; {seeds(rows)}", right=2.2)
+    styles = {"differ": Style("how much texts differ"), "told": Style("what a router's input tells", VERMILLION, "^")}
+    spread = points(rows, "layer", "deviation")
+    explained = points(rows, "layer", "variance_explained")
+    told = {x: [s * max(0.0, r) ** 0.5 for s, r in zip(spread[x], explained[x], strict=True)] for x in spread}
+    for name, at in (("differ", spread), ("told", told)):
+        draw(axes, at, styles[name], strong=name == "told")
+    name_axes(axes, "layer", "standard deviation of the gain, nats")
+    axes.set_ylim(bottom=0)
+    label(axes, [(*last(spread), styles["differ"]), (*last(told), styles["told"])])
+    return figure
+
+
 def search(rows: Sequence[Row], data: str) -> Figure:
     """Regret of each search method at every budget, and what it measured for it."""
     figure, (axes, spent) = sheet(
