@@ -215,11 +215,11 @@ class RoutedPass:
             on = score >= self.block.threshold
         slope = score - score.detach()  # Zero, with the derivative of the score.
         decided = gate = on.to(score.dtype) + slope
-        between = self._between(score)
+        between = self._between(score)  # Drawn again by activation checkpointing too, for the random numbers after it.
         if earlier is not None:
             between = earlier.between
         if between is not None:
-            # Few gates stand for all of them.
+            # Those that were drawn stand for the others.
             gate = torch.where(between.isnan(), decided.detach(), between + len(self.block.routers) * slope)
         if earlier is None:
             self.block.trace.note(key, decided, score)

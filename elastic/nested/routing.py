@@ -184,9 +184,11 @@ def routed(
         What the gates decide, as it happens.
 
     Raises:
-        ElasticError: if the model has no routers.
+        ElasticError: if the model has no routers, or the gradient is unknown.
         SpaceError: if the threshold is not between 0 and 1.
     """
+    if gradient not in get_args(GateGradient):
+        raise ElasticError(f"the gradient '{gradient}' of routers is not one of {', '.join(get_args(GateGradient))}.")
     routers, elastic = get_routers(model), get_elastic(model)
     assert elastic.routing is not None
     routing = elastic.routing if threshold is None else dataclasses.replace(elastic.routing, threshold=threshold)

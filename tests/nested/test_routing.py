@@ -144,6 +144,13 @@ def test_the_threshold_is_a_budget():
         outputs(model, inputs, threshold=1.0)
 
 
+def test_an_unknown_gradient_is_refused():
+    model = make_tiny_elastic(tiny_vit())
+    inputs = disagreeing(model)
+    with pytest.raises(ElasticError, match="'exact' of routers is not one of interpolated, straight_through"):
+        outputs(model, inputs, gradient="exact")
+
+
 def test_a_subnet_that_skips_needs_no_router():
     model = make_tiny_elastic(tiny_vit())
     inputs = disagreeing(model)
