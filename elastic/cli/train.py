@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elastic.cli.options import Json, Output, Overrides, Variant
 from elastic.cli.output import note, print_json, print_table, reported
 from elastic.cli.push import Private, PushToHub, check_push, push
+
+if TYPE_CHECKING:
+    from elastic.recipe.routers import RoutersSection
+
+CAPACITY_TOLERANCE = 0.05
 
 
 @reported
@@ -47,5 +53,18 @@ def train(
         if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
     ]
     print_table(rows, title=f"Universal model in {output}")
+    if settings.routers is not None and "eval_capacity" in metrics:
+        _note_missed_capacity(settings.routers, metrics["eval_capacity"])
     note(f"Next: elastic info {output}; elastic extract {output} --flops 50% -o small")
     push(output, push_to_hub, private)
+
+
+def _note_missed_capacity(routers: RoutersSection, capacity: float) -> None:
+    """Say what to do where routers compute another share of sequences than was asked for."""
+    asked = statistics.mean(routers.capacity) if isinstance(routers.capacity, list) else routers.capacity
+    excess = capacity - asked
+    if excess > CAPACITY_TOLERANCE or (excess < -CAPACITY_TOLERANCE and routers.penalty == "absolute"):
+        note(
+            f"The routers compute {capacity:.1%} of what they decide about, and {asked:.1%} was asked for: "
+            f"set a larger routers.weight (now {routers.weight:g}), or train longer."
+        )

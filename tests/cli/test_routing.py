@@ -238,6 +238,22 @@ def test_a_recipe_names_the_gradient(tuned_dir, universal_dir, tmp_path):
     assert hashes["interpolated"] != hashes["straight_through"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["routers.weight=0"], "compute 100.0% of what they decide about, and 50.0% was asked for"),
+        (["routers.weight=0", "routers.capacity=[0.96, 1.0]"], None),
+        (["routers.initial_bias=-9", "routers.penalty=above"], None),
+    ],
+)
+def test_a_capacity_that_was_missed_is_said(universal_dir, tmp_path, settings, said):
+    recipe = write_recipe(tmp_path, universal_dir)
+    changes = [part for one in ["training.arguments.max_steps=1", *settings] for part in ("--set", one)]
+    result = elastic("train", recipe, "-o", tmp_path / "out", *changes)
+    assert result.code == 0, result.err
+    assert said in result.err + result.out if said else "was asked for" not in result.err + result.out
+
+
 def test_a_damaged_router_file_is_refused(tuned_dir, tmp_path):
     import shutil
 
