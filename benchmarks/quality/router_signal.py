@@ -55,7 +55,7 @@ def explained(
     inputs, other_inputs = (inputs - mean) / deviation, (other_inputs - mean) / deviation
     ridge = inputs.T @ inputs + penalty * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(ridge, inputs.T @ (gains - gains.mean()))
-    predicted = other_inputs @ weights + gains.mean()
+    predicted = other_inputs @ weights
     return float(1.0 - (other_gains - predicted).var() / other_gains.var())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +60,7 @@ def train(
 
 def _note_missed_capacity(routers: RoutersSection, capacity: float) -> None:
     """Say what to do where routers compute another share of sequences than was asked for."""
-    asked = statistics.mean(routers.capacity) if isinstance(routers.capacity, list) else routers.capacity
+    asked = routers.mean_capacity
     excess = capacity - asked
     if excess > CAPACITY_TOLERANCE or (excess < -CAPACITY_TOLERANCE and routers.penalty == "absolute"):
         note(

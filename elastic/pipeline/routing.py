@@ -151,6 +151,5 @@ def frozen_subnet(universal: Universal, capacity: float | None = None) -> Subnet
         section = universal.recipe.routers
         if section is None:
             raise RecipeError("the model's recipe names no capacity of routers; give one with --capacity 50%.")
-        given = section.capacity
-        capacity = sum(given) / len(given) if isinstance(given, list) else given
+        capacity = section.mean_capacity
     return freeze_routers(universal.model, calibration_of(universal.task, NUM_CALIBRATION), capacity)

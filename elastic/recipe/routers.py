@@ -36,3 +36,8 @@ class RoutersSection(Section):
     weight: float = Field(1.0, ge=0, description="Weight of the penalty beside the loss.")
     threshold: float = Field(0.5, gt=0, lt=1, description="Score from which on a sub-layer computes.")
     initial_bias: float = Field(1.0, description="Routers begin with the score sigmoid(initial_bias): on.")
+
+    @property
+    def mean_capacity(self) -> float:
+        """The capacity over all routers."""
+        return sum(self.capacity) / len(self.capacity) if isinstance(self.capacity, list) else self.capacity
